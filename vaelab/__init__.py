@@ -1,0 +1,23 @@
+"""The package behind VAE Lab: a book about how deep latent-variable models collapse and what keeps them alive.
+
+A module imports only from the modules above it in this list:
+
+`files`        writing a file whole or not at all
+`lab`          where a run happens: preset, device, seeds
+`data`         data sets as tensors on the device
+`networks`     encoders, decoders and classifiers, without losses
+`divergences`  every KL term
+`posteriors`   how a code is drawn
+`models`       what a chapter trains, one file each, each with its loss
+`training`     the one training loop: progress, history, checkpoint and resume
+`metrics`      how well a trained model does, and by which yardstick
+`runs`         many runs: recorded, resumed, audited
+`ledger`       claims, intervals, verdicts
+`plots`, `widgets`  pictures and sliders
+`book`         the notebooks themselves: executed, fingerprinted, checked
+"""
+
+from vaelab.lab import Lab, device, preset, start
+
+__version__ = "0.1.0"
+__all__ = ["Lab", "__version__", "device", "preset", "start"]

@@ -1,0 +1,215 @@
+"""Data sets as tensors that live on the device.
+
+A data set is loaded once, moved once, and afterwards only indexed: no worker processes, nothing per sample
+in Python. A batch is a row selection `images[idx]`, and `Shuffle` says which rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import platformdirs
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vaelab import files
+from vaelab.lab import device as default_device
+
+NAMES = ("mnist", "fashion-mnist", "digits")
+
+
+class Unavailable(RuntimeError):
+    """A data set is neither on this machine nor to be had from the network."""
+
+
+class Split(NamedTuple):
+    """Images with their labels."""
+
+    images: Tensor  # (N, 1, height, width), float32 in [0, 1]
+    labels: Tensor  # (N,), int64 in [0, num_classes)
+
+    def __getitem__(self, rows):  # rows of both fields at once, instead of tuple indexing
+        return Split(self.images[rows], self.labels[rows])
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+class Dataset(NamedTuple):
+    """A train and a test split. The test split is for reporting: nothing is ever chosen on it."""
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    digest: str  # SHA-256 of the pixels and labels, first 16 hex digits
+
+
+def folder() -> Path:
+    """Return the data folder: `$VAELAB_DATA`, else `vaelab` in the user's cache folder."""
+    chosen = os.environ.get("VAELAB_DATA")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("vaelab"))
+
+
+def load(name: str, size: int | None = None, device: torch.device | str | None = None) -> Dataset:
+    """Load a data set as tensors on the device.
+
+    Args:
+        name: `"mnist"`, `"fashion-mnist"` (28 x 28; from the data folder, else downloaded and verified) or
+            `"digits"` (8 x 8, 1,797 images, embedded: nothing is downloaded).
+        size: side to which images are resized bilinearly; None keeps the native size.
+        device: where the tensors live; None takes `vaelab.device()`.
+
+    Raises:
+        ValueError: unknown name, or a size < 1.
+        Unavailable: the archives are missing or damaged and cannot be fetched. Never a silent substitute.
+
+    >>> digits = load("digits", device="cpu")
+    >>> digits.train.images.shape, digits.test.images.shape
+    (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]))
+    """
+    if name not in NAMES:
+        raise ValueError(f"name is {name!r}; it must be one of {', '.join(NAMES)}")
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1")
+    return _load(name, size, str(device or default_device()), str(folder()))
+
+
+@functools.lru_cache(maxsize=4)  # a sweep asks for the same data set once a run
+def _load(name: str, size: int | None, device: str, root: str) -> Dataset:
+    if name == "digits":
+        train, test, class_names = _digits()
+    else:
+        train, test, class_names = _torchvision(name, Path(root))
+    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for split in (train, test) for t in split))
+    train, test = (Split(_resize(s.images, size).to(device), s.labels.to(device)) for s in (train, test))
+    return Dataset(name, train, test, len(class_names), class_names, digest.hexdigest()[:16])
+
+
+def _resize(images: Tensor, size: int | None) -> Tensor:
+    if size is None or size == images.shape[-1]:
+        return images
+    shape = (size, size)
+    return F.interpolate(images, shape, mode="bilinear", align_corners=False)  # (N,1,h,w) -> (N,1,size,size)
+
+
+def _digits() -> tuple[Split, Split, tuple[str, ...]]:
+    """scikit-learn's 1,797 handwritten digits, shuffled and cut 1,437 / 360 with equal class shares."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16  # (1797, 1, 8, 8)
+    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    train, test = train_test_split(range(len(labels)), test_size=360, random_state=0, stratify=bunch.target)
+    names = tuple(str(digit) for digit in range(10))
+    return Split(images[train], labels[train]), Split(images[test], labels[test]), names
+
+
+def _torchvision(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
+    """MNIST or Fashion-MNIST through torchvision, every archive checked against its MD5 first."""
+    from torchvision import datasets
+
+    kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
+    raw = root / kind.__name__ / "raw"
+    for archive, md5 in kind.resources:
+        _check_archive(raw / archive, md5)
+    try:
+        splits = [kind(str(root), train=train, download=True) for train in (True, False)]
+    except Exception as error:  # torchvision raises RuntimeError, URLError or OSError, depending on the cause
+        raise Unavailable(_way_out(name, raw, kind.resources, error)) from error
+    train, test = (Split(s.data.unsqueeze(1).float() / 255, s.targets.long()) for s in splits)
+    names = tuple(c.split(" - ")[0] for c in kind.classes) if name == "mnist" else tuple(kind.classes)
+    return train, test, names
+
+
+def _check_archive(archive: Path, md5: str) -> None:
+    """Raise if an archive is there but damaged; unpack a sound one, so that torchvision reads just that."""
+    if not archive.exists():
+        return
+    packed = archive.read_bytes()
+    digest = hashlib.md5(packed).hexdigest()
+    if digest != md5:
+        raise Unavailable(
+            f"{archive} is damaged ({len(packed)} bytes, MD5 {digest}, expected {md5}). "
+            "Delete it, and the next call downloads it again; or copy a sound one in its place."
+        )
+    content, unpacked = gzip.decompress(packed), archive.with_suffix("")
+    if not unpacked.exists() or unpacked.read_bytes() != content:
+        files.write_whole(unpacked, content)
+
+
+def _way_out(name: str, raw: Path, resources, error: Exception) -> str:
+    archives = ", ".join(archive for archive, _ in resources)
+    return (
+        f"{name} could be neither read nor downloaded ({type(error).__name__}: {error}). "
+        f"Put sound copies of {archives} into {raw}, or set VAELAB_DATA to a folder whose "
+        f"{raw.relative_to(raw.parents[1])} has them, or use the embedded data: load('digits')."
+    )
+
+
+def balanced_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
+    """Draw the same number of examples from every class.
+
+    Args:
+        labels: (N,) int64.
+        per_class: how many of each class.
+        seed: decides the draw; a larger `per_class` with the same seed contains the smaller draw.
+
+    Returns:
+        (num_classes * per_class,) row numbers, class by class, on the device of `labels`.
+
+    Raises:
+        ValueError: `per_class` < 1, or a class has fewer examples.
+
+    >>> labels = torch.tensor([0, 1, 1, 0, 1])
+    >>> labels[balanced_subset(labels, 2, seed=0)].tolist()
+    [0, 0, 1, 1]
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class is {per_class}; it must be at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().squeeze(1).cpu()  # (n,)
+        if len(rows) < per_class:
+            raise ValueError(f"per_class is {per_class}, but class {label} has only {len(rows)} examples")
+        order = torch.randperm(len(rows), generator=generator)
+        chosen.append(rows[order[:per_class]])
+    return torch.cat(chosen).to(labels.device)
+
+
+class Shuffle:
+    """Row numbers of batch `step`: every epoch a fresh permutation, a pure function of (seed, step).
+
+    Having no state of its own, it needs no place in a checkpoint: a resumed run asks for the next step.
+    A last incomplete batch of an epoch is dropped, unless it is the only one.
+
+    >>> batches = Shuffle(10, batch_size=4, seed=0)
+    >>> batches.per_epoch, len(batches(0)), batches(7).equal(batches(7))
+    (2, 4, True)
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int = 0, device: torch.device | str = "cpu"):
+        if count < 1 or batch_size < 1:
+            raise ValueError(f"count is {count}, batch_size is {batch_size}; both must be at least 1")
+        self.count, self.batch_size = count, min(batch_size, count)
+        self.seed, self.device = seed, device
+        self.per_epoch = count // self.batch_size
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __call__(self, step: int) -> Tensor:
+        """Return the (batch_size,) int64 row numbers of batch `step`, counted from 0."""
+        epoch, batch = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            self._order = torch.randperm(self.count, generator=generator).to(self.device)
+            self._epoch = epoch
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -1,0 +1,78 @@
+"""Where a run happens: which preset, on which device, from which seed."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+PRESETS = ("smoke", "book", "paper")
+T = TypeVar("T")
+
+
+class Lab(NamedTuple):
+    """What a chapter needs to know about where it runs."""
+
+    preset: str  # "smoke", "book" or "paper"
+    device: torch.device
+    seed: int
+
+    def pick(self, *, smoke: T, book: T, paper: T | None = None) -> T:
+        """Return the value for this preset; `paper` falls back to `book`.
+
+        >>> Lab("smoke", torch.device("cpu"), 0).pick(smoke=20, book=5000)
+        20
+        """
+        if self.preset == "smoke":
+            return smoke
+        return book if self.preset == "book" or paper is None else paper
+
+
+def preset() -> str:
+    """Return the preset named by the environment variable `VAELAB_PRESET` (default: `book`).
+
+    Raises:
+        ValueError: the variable names no preset.
+    """
+    name = os.environ.get("VAELAB_PRESET", "book")
+    if name not in PRESETS:
+        raise ValueError(f"VAELAB_PRESET is {name!r}; it must be one of {', '.join(PRESETS)}")
+    return name
+
+
+def device() -> torch.device:
+    """Return the device that everything runs on: `VAELAB_DEVICE` if set, else a GPU if there is one."""
+    chosen = os.environ.get("VAELAB_DEVICE")
+    return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a run may draw from: Python's, NumPy's and torch's, on all devices."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must lie in [0, 2**32)")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def start(seed: int = 0) -> Lab:
+    """Seed everything, choose preset and device, and print one line that says so.
+
+    This is the first line of every chapter.
+    """
+    seed_everything(seed)
+    lab = Lab(preset(), device(), seed)
+    where = torch.cuda.get_device_name() if lab.device.type == "cuda" else "CPU"
+    meaning = {
+        "smoke": "seconds, embedded data only: the numbers mean nothing",
+        "book": "what the printed pages show",
+        "paper": "the papers' sizes: wants a GPU",
+    }[lab.preset]
+    print(f"VAE Lab · preset {lab.preset} ({meaning})")
+    print(f"{where} · torch {torch.__version__} · {torch.get_num_threads()} threads · seed {seed}")
+    if lab.device.type == "cpu" and lab.preset == "paper":
+        print("No GPU found: preset paper will take hours here. Colab: Runtime ▸ Change runtime type ▸ GPU.")
+    return lab

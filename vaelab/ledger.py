@@ -1,0 +1,212 @@
+"""Claims, intervals, verdicts.
+
+`book/claims.toml` says what is claimed and how it will be judged, before anything is trained. A claim names
+a metric of the recorded runs and one or more comparisons:
+
+    [[claim]]
+    id = "12a"
+    chapter = "day12"
+    source = "Day 12"
+    statement = "With fewer labelled images the CVAE draws worse digits."
+    metric = "fid"
+    direction = "increases"        # from `control` to `treatment`; or "decreases"
+    threshold = 0.0                # by more than this, in the metric's units
+    compare = [{ control = { labels = 6000 }, treatment = { labels = 600 } }]
+
+Runs that share a seed are a pair. The verdict comes from the 95 % interval of the mean paired difference.
+Without `control` the treatment's own values are judged against the threshold.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from vaelab import runs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HOLDS, FAILS, UNDECIDED, PARTLY = "holds", "does not hold", "undecided", "holds only in part"
+_REQUIRED = ("id", "chapter", "source", "statement", "metric", "direction", "threshold", "compare")
+
+
+class Claim(NamedTuple):
+    """One claim, as registered before the runs."""
+
+    id: str
+    chapter: str
+    source: str
+    statement: str
+    metric: str
+    direction: str  # "increases" or "decreases"
+    threshold: float
+    compare: list[dict[str, dict[str, Any]]]
+    note: str = ""  # why it was changed after registration, if it was
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+class Comparison(NamedTuple):
+    """One comparison of a claim, judged."""
+
+    control: dict[str, Any]
+    treatment: dict[str, Any]
+    difference: Interval
+    verdict: str
+
+
+class Verdict(NamedTuple):
+    """A claim, judged."""
+
+    claim: Claim
+    comparisons: list[Comparison]
+    verdict: str
+
+    def _repr_markdown_(self) -> str:
+        """Say it in a notebook."""
+        lines = [f"**Claim {self.claim.id}** ({self.claim.source}): {self.claim.statement}", ""]
+        lines += [f"- {_words(c)}: {self.claim.metric} {c.difference:+.3g} → {c.verdict}" for c in self.comparisons]
+        return "\n".join([*lines, "", f"**Verdict: {self.verdict}** ({self.comparisons[0].difference.count} seeds, 95 % intervals)"])
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the mean of independent values with its Student t interval.
+
+    Raises:
+        ValueError: fewer than two values, or one that is not finite.
+
+    >>> f"{mean_interval([1.0, 2.0, 3.0]):.2f}"
+    '2.00 [-0.48, 4.48]'
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"values are {values.tolist()}; an interval needs at least two finite numbers")
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    mean = values.mean()
+    return Interval(float(mean), float(mean - half), float(mean + half), len(values))
+
+
+def decide(difference: Interval, direction: str, threshold: float = 0.0) -> str:
+    """Say whether a difference goes in a direction by more than a threshold.
+
+    It holds if the whole interval lies beyond the threshold, does not hold if the whole interval lies on
+    this side of it, and is undecided if the interval straddles it.
+
+    >>> decide(Interval(2.0, 1.0, 3.0, 5), "increases"), decide(Interval(2.0, 1.0, 3.0, 5), "decreases")
+    ('holds', 'does not hold')
+    """
+    if direction not in ("increases", "decreases"):
+        raise ValueError(f"direction is {direction!r}; it must be 'increases' or 'decreases'")
+    low, high = (difference.low, difference.high) if direction == "increases" else (-difference.high, -difference.low)
+    if low > threshold:
+        return HOLDS
+    return FAILS if high <= threshold else UNDECIDED
+
+
+def load(path: str | Path | None = None) -> dict[str, Claim]:
+    """Read the claims, by id, from a file (default: `claims.toml` of the book).
+
+    Raises:
+        ValueError: a claim lacks a field, has an unknown one or a bad direction, or an id comes twice.
+    """
+    path = Path(path) if path else next(p for p in (Path("claims.toml"), Path("book/claims.toml")) if p.exists())
+    claims: dict[str, Claim] = {}
+    for entry in tomllib.loads(path.read_text()).get("claim", []):
+        absent = [field for field in _REQUIRED if field not in entry]
+        unknown = [field for field in entry if field not in Claim._fields]
+        if absent or unknown or entry["id"] in claims:
+            raise ValueError(f"{path}: claim {entry.get('id')!r} lacks {absent}, has unknown {unknown}, or comes twice")
+        decide(Interval(0, 0, 0, 2), entry["direction"])
+        claims[entry["id"]] = Claim(**entry)
+    return claims
+
+
+def judge(claim: Claim | str, records: Iterable[runs.Record] | None = None) -> Verdict:
+    """Judge one claim on recorded runs.
+
+    Args:
+        claim: the claim or its id. records: the runs; None reads those of the claim's chapter.
+
+    Raises:
+        ValueError: no claim has this id, or a comparison has too few pairs of runs.
+    """
+    if isinstance(claim, str):
+        known = load()
+        if claim not in known:
+            raise ValueError(f"claim {claim!r} is not registered; there are {', '.join(known)}")
+        claim = known[claim]
+    records = runs.read_all(claim.chapter) if records is None else list(records)
+    comparisons = [_compare(claim, pair, records) for pair in claim.compare]
+    return Verdict(claim, comparisons, combine([c.verdict for c in comparisons]))
+
+
+def combine(verdicts: Sequence[str]) -> str:
+    """Return the verdict on a claim from those on its comparisons: all alike, or in part.
+
+    >>> combine(["holds", "holds"]), combine(["holds", "does not hold"]), combine(["holds", "undecided"])
+    ('holds', 'holds only in part', 'undecided')
+    """
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return PARTLY if {HOLDS, FAILS} <= set(verdicts) else UNDECIDED
+
+
+def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[runs.Record]) -> Comparison:
+    treatment, control = _by_seed(claim, records, pair["treatment"]), None
+    difference = list(treatment.values())
+    if "control" in pair:
+        control = _by_seed(claim, records, pair["control"])
+        shared = sorted(treatment.keys() & control.keys())
+        if len(shared) < 2:
+            raise ValueError(f"claim {claim.id}: {dict(pair)} share only the seeds {shared}; a pair of runs needs one seed")
+        difference = [treatment[seed] - control[seed] for seed in shared]
+    interval = mean_interval(difference)
+    verdict = decide(interval, claim.direction, claim.threshold)
+    return Comparison(dict(pair.get("control", {})), dict(pair["treatment"]), interval, verdict)
+
+
+def _by_seed(claim: Claim, records: list[runs.Record], wanted: Mapping[str, Any]) -> dict[int, float]:
+    chosen = runs.select(records, **wanted)
+    if len({r.seed for r in chosen}) < len(chosen):
+        raise ValueError(f"claim {claim.id}: {dict(wanted)} fits several configurations; name what tells them apart")
+    return {r.seed: float(r.results[claim.metric]) for r in chosen}
+
+
+def _words(c: Comparison) -> str:
+    """Say what is compared, naming only what differs."""
+    differs = {k: v for k, v in c.treatment.items() if c.control.get(k) != v}
+    before = ", ".join(f"{k} {c.control[k]}" for k in differs if k in c.control)
+    after = ", ".join(f"{k} {v}" for k, v in differs.items())
+    same = ", ".join(f"{k} {v}" for k, v in c.treatment.items() if k not in differs)
+    return (f"{before} → {after}" if before else after) + (f" (at {same})" if same else "")
+
+
+def table(verdicts: Iterable[Verdict]) -> str:
+    """Return the verdicts as a Markdown table: what the source said, what was measured, what follows."""
+    lines = ["| claim | source | what it says | measured: difference with its 95 % interval | seeds | verdict |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for verdict in verdicts:
+        claim = verdict.claim
+        measured = "<br>".join(f"{_words(c)}: {claim.metric} {c.difference:+.3g}" for c in verdict.comparisons)
+        seeds = min(c.difference.count for c in verdict.comparisons)
+        said = claim.statement + (f" *({claim.note})*" if claim.note else "")
+        lines.append(f"| {claim.id} | {claim.source} | {said} | {measured} | {seeds} | **{verdict.verdict}** |")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What a chapter trains: one file a model, each with its loss."""

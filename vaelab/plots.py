@@ -1,0 +1,126 @@
+"""Pictures, in one house style.
+
+Figures have a transparent ground and mid-grey lettering, so that they read on a white page and on a dark one.
+Colours are those of Okabe and Ito (2008), which stay apart without colour vision; lines differ in marker too.
+Every figure is shown through `show`, which asks for its text alternative.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vaelab.ledger import Interval, mean_interval
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK = "#7a7a7a"  # contrast above 4:1 on white and on the dark theme's ground
+
+_STYLE = {
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.edgecolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "legend.labelcolor": INK,
+    "font.size": 10.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "lines.linewidth": 1.8, "image.cmap": "gray",
+}  # fmt: skip
+
+
+def subplots(rows: int = 1, columns: int = 1, width: float = 7.2, height: float = 3.0) -> tuple[Figure, np.ndarray]:
+    """Return a figure in the house style and its axes as an array (rows, columns); sizes in inches."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure as PNG together with its text alternative.
+
+    Args:
+        alt: what the picture shows, for those who do not see it. Not what it means: the text says that.
+
+    Raises:
+        ValueError: no text alternative.
+    """
+    if not alt.strip():
+        raise ValueError("alt is empty; say what the figure shows")
+    from IPython.display import Image, display
+
+    content = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(content, format="png", dpi=150)
+    width = int(figure.get_figwidth() * 100)
+    display(Image(content.getvalue(), format="png", width=width, alt=" ".join(alt.split())))
+
+
+def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
+    """Lay (N, 1, h, w) images in [0, 1] out in rows of `columns`; the gaps are transparent.
+
+    Returns:
+        (rows * (h + gap) - gap, columns * (w + gap) - gap, 2) float32: grey and opacity.
+    """
+    count, _, h, w = images.shape
+    rows = -(-count // columns)
+    canvas = np.zeros((rows * (h + gap), columns * (w + gap), 2), dtype=np.float32)
+    for i, image in enumerate(images.detach().cpu().clamp(0, 1).numpy()):
+        top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        canvas[top : top + h, left : left + w] = np.stack([image[0], np.ones((h, w))], axis=-1)
+    return canvas[:-gap, :-gap] if gap else canvas
+
+
+def image_grid(axes: Axes, images: Tensor, columns: int, title: str = "") -> None:
+    """Draw (N, 1, h, w) images in [0, 1] into axes, in rows of `columns`."""
+    grey, opacity = np.moveaxis(tile(images, columns), -1, 0)
+    axes.imshow(np.stack([grey, grey, grey, opacity], axis=-1), interpolation="nearest")
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def curves(axes: Axes, x: Sequence[float], series: Mapping[str, np.ndarray], band: bool = True) -> None:
+    """Draw one line per name, mean over seeds, with the band from the lowest to the highest seed.
+
+    Args:
+        x: (points,). series: name -> (seeds, points).
+    """
+    for (name, values), colour, marker in zip(series.items(), COLOURS, MARKERS):
+        axes.plot(x, values.mean(0), color=colour, marker=marker, markersize=4, label=name)
+        if band and len(values) > 1:
+            axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+
+
+def dots(axes: Axes, groups: Mapping[str, np.ndarray], baseline: Mapping[str, float] | None = None) -> None:
+    """Draw every seed as a dot, their mean with its 95 % interval as a bar, and baselines as dashed lines.
+
+    Args:
+        groups: name -> (seeds,). baseline: name -> value.
+    """
+    for i, (name, values) in enumerate(groups.items()):
+        interval: Interval = mean_interval(values)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(np.full(len(values), i) - 0.12, values, "o", color=colour, alpha=0.45, markersize=5)
+        spread = [[interval.mean - interval.low], [interval.high - interval.mean]]
+        axes.errorbar(i + 0.12, interval.mean, yerr=spread, fmt=MARKERS[i % len(MARKERS)], color=colour, capsize=4)
+    for name, value in (baseline or {}).items():
+        axes.axhline(value, color=INK, linestyle="--", linewidth=1)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK, fontsize=8.5)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Return images in [0, 1] as bytes, for small records: (N, 1, h, w) float -> (N, 1, h, w) uint8."""
+    return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def from_uint8(images: np.ndarray) -> Tensor:
+    """Undo `to_uint8`: (N, 1, h, w) uint8 -> float32 in [0, 1]."""
+    return torch.from_numpy(images).float() / 255

@@ -1,0 +1,22 @@
+"""How a code is drawn from the posterior that the encoder describes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reparametrise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    r"""Draw $z = \mu + \sigma\varepsilon$ with $\varepsilon \sim N(0, I)$, so that gradients reach mu and logvar.
+
+    Args:
+        mu, logvar: any one shape; logvar is the log of the variance, natural logarithm.
+        generator: source of the noise; None takes torch's default one.
+
+    Returns:
+        A sample of that shape.
+
+    Source: Kingma and Welling 2014, section 2.4.
+    """
+    epsilon = torch.empty_like(mu).normal_(generator=generator)
+    return mu + torch.exp(0.5 * logvar) * epsilon

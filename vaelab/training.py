@@ -1,0 +1,299 @@
+"""The one training loop.
+
+A chapter writes `step(t) -> terms`, which takes step number t and returns a named tuple of scalar tensors.
+For a model with one loss and one optimiser, `descend` writes it. `fit` calls it again and again and adds
+what every training needs: a progress bar, a history, a stop at the first NaN, checkpoints.
+
+    batches = Shuffle(len(train), batch_size=128, seed=0)
+    step = descend(lambda t: model(*train[batches(t)]), optimiser)
+    history = fit(step, steps=5000, state={"model": model, "optimiser": optimiser}, checkpoint="cvae.pt")
+
+Run the same lines again after a crash, and training goes on where the checkpoint stands, bit for bit.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vaelab import files
+
+Step = Callable[[int], NamedTuple]
+
+
+class NotFinite(ValueError):
+    """A term of the loss turned NaN or infinite."""
+
+
+class CannotResume(ValueError):
+    """A checkpoint does not belong to the run that asks for it."""
+
+
+class History(NamedTuple):
+    """What a training run left behind, as arrays."""
+
+    terms: dict[str, np.ndarray]  # name -> (steps,) float32, one value a step
+    evaluated_at: np.ndarray  # (k,) int64 step counts
+    evaluations: dict[str, np.ndarray]  # name -> (k,) float64
+
+
+def descend(
+    loss: Callable[[int], NamedTuple],
+    optimiser: torch.optim.Optimizer,
+    clip: float | None = None,
+) -> Step:
+    """Return the step that follows the gradient of `loss(t).loss`.
+
+    Args:
+        loss: takes the step number, returns a named tuple of scalar tensors with an attribute `loss`.
+        optimiser: its parameters are the ones that move.
+        clip: the largest allowed norm of the whole gradient; None does not clip.
+
+    Raises:
+        ValueError: `clip` is not positive.
+    """
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip is {clip}; it must be positive, or None")
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+
+    def step(t: int) -> NamedTuple:
+        terms = loss(t)
+        optimiser.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        optimiser.step()
+        return terms
+
+    return step
+
+
+def fit(
+    step: Step,
+    steps: int,
+    *,
+    state: Mapping[str, Any] | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    evaluate_at: Collection[int] = (),
+    checkpoint: str | Path | None = None,
+    every: int = 1000,
+    label: str = "training",
+) -> History:
+    """Call `step(0)`, …, `step(steps - 1)` and return the history of the terms.
+
+    Args:
+        step: does everything one step does and returns a named tuple of scalar tensors.
+        steps: how many steps in all, those before an interruption included.
+        state: everything that changes while training, by name: models, optimisers, `torch.Generator`s,
+            controllers. Each has `state_dict` and `load_state_dict` (a generator: `get_state`, `set_state`).
+        evaluate: returns numbers worth following; it runs without gradients and cannot disturb the draws
+            of training, because the default generators are put back afterwards.
+        evaluate_at: after how many steps (counted from 1) to call it.
+        checkpoint: a file to write every `every` steps and at the end, and to resume from if it exists.
+        every: also how often the bar and the check for NaN look at the terms; a look costs a GPU a wait.
+        label: what the progress bar says.
+
+    Raises:
+        NotFinite: a term was NaN or infinite; the message names it and the step. The checkpoint on disk
+            is then still the last good one.
+        CannotResume: the checkpoint has other parts than `state`.
+        KeyboardInterrupt: after Ctrl-C, once the step under way is done and the checkpoint written.
+    """
+    if steps < 1 or every < 1:
+        raise ValueError(f"steps is {steps}, every is {every}; both must be at least 1")
+    log = _Log()
+    first = _resume(checkpoint, state or {}, log) if checkpoint else 0
+    evaluate_at, look = set(evaluate_at), min(every, 100)
+    with _bar(first, steps, label) as bar, _interrupts() as interrupted:
+        for t in range(first, steps):
+            log.add(step(t))
+            done = t + 1
+            if done % look == 0 or done == steps or interrupted():
+                bar.set_postfix(log.settle(done), refresh=False)
+            if done in evaluate_at and evaluate is not None:
+                log.evaluation(done, _aside(evaluate))
+            if checkpoint and (done % every == 0 or done == steps or interrupted()):
+                log.settle(done)
+                _save(checkpoint, done, state or {}, log)
+            bar.update()
+            if interrupted():
+                raise KeyboardInterrupt(f"stopped after step {done} of {steps}")
+    return log.history()
+
+
+class _Log:
+    """The terms so far: settled ones as arrays, fresh ones still as tensors on the device."""
+
+    def __init__(self):
+        self.names: tuple[str, ...] = ()
+        self.fresh: list[Tensor] = []  # (terms,) each
+        self.settled: list[Tensor] = []  # (steps, terms) each, float32, on the CPU
+        self.at: list[int] = []
+        self.values: dict[str, list[float]] = {}
+
+    def add(self, terms: NamedTuple) -> None:
+        self.names = terms._fields
+        self.fresh.extend(torch.as_tensor(term).detach() for term in terms)
+
+    def settle(self, done: int) -> dict[str, str]:
+        """Move the fresh terms to the CPU, check them, and return the last ones for the bar."""
+        if self.fresh:
+            device = self.fresh[0].device
+            block = torch.stack([term.to(device).float() for term in self.fresh]).cpu()
+            block = block.view(-1, len(self.names))  # (steps, terms)
+            _check_finite(block, self.names, done - len(block))
+            self.settled.append(block)
+            self.fresh = []
+        last = self.settled[-1][-1].tolist() if self.settled else []
+        return {name: f"{value:.4g}" for name, value in zip(self.names, last)}
+
+    def evaluation(self, done: int, numbers: Mapping[str, float]) -> None:
+        self.at.append(done)
+        for name, value in numbers.items():
+            self.values.setdefault(name, []).append(float(value))
+
+    def state_dict(self) -> dict[str, Any]:
+        table = torch.cat(self.settled) if self.settled else torch.empty(0, len(self.names))
+        return {"names": list(self.names), "table": table, "at": self.at, "values": self.values}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.names, self.settled = tuple(saved["names"]), [saved["table"]]
+        self.at, self.values = list(saved["at"]), {k: list(v) for k, v in saved["values"].items()}
+
+    def history(self) -> History:
+        table = torch.cat(self.settled).numpy()  # (steps, terms)
+        terms = {name: table[:, i].copy() for i, name in enumerate(self.names)}
+        values = {name: np.array(series) for name, series in self.values.items()}
+        return History(terms, np.array(self.at, dtype=np.int64), values)
+
+
+def _check_finite(block: Tensor, names: tuple[str, ...], before: int) -> None:
+    bad = (~block.isfinite()).nonzero()  # (k, 2), rows in order of time
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise NotFinite(
+            f"{names[column]} is {block[row, column].item()} at step {before + row}. "
+            "The parameters are spoilt from there on: lower the learning rate, clip the gradient, "
+            "or look for a log or a division of zero."
+        )
+
+
+def _aside(evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+    """Evaluate without gradients and without moving any default generator."""
+    before = generator_states()
+    with torch.no_grad():
+        numbers = evaluate()
+    set_generator_states(before)
+    return numbers
+
+
+# Checkpoints
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and torch's default generators, as tensors and plain numbers."""
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_generator_states(states: Mapping[str, Any]) -> None:
+    """Put the default generators back into the states that `generator_states` returned."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _part_state(part: Any) -> Any:
+    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+
+
+def _set_part_state(part: Any, saved: Any) -> None:
+    part.set_state(saved) if isinstance(part, torch.Generator) else part.load_state_dict(saved)
+
+
+def _save(path: str | Path, done: int, state: Mapping[str, Any], log: _Log) -> None:
+    content = io.BytesIO()
+    parts = {name: _part_state(part) for name, part in state.items()}
+    torch.save(
+        {"step": done, "parts": parts, "generators": generator_states(), "log": log.state_dict()}, content
+    )
+    files.write_whole(path, content.getvalue())
+
+
+def _resume(path: str | Path, state: Mapping[str, Any], log: _Log) -> int:
+    """Load a checkpoint, if there is one, into the parts, the generators and the log; return its step."""
+    if not Path(path).exists():
+        return 0
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        parts = saved["parts"]
+    except Exception as error:  # torch.load raises a dozen kinds
+        raise CannotResume(f"{path} is no checkpoint of this loop ({error}). Move it away to start anew.") from error
+    if set(parts) != set(state):
+        raise CannotResume(
+            f"{path} holds {sorted(parts)}, but this run's state has {sorted(state)}. "
+            "Move it away to start anew, or pass the same parts."
+        )
+    for name, part in state.items():
+        try:
+            _set_part_state(part, parts[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CannotResume(f"{path}: part {name!r} does not fit this run ({error})") from error
+    set_generator_states(saved["generators"])
+    log.load_state_dict(saved["log"])
+    return saved["step"]
+
+
+# Progress and interruption
+
+
+def quiet() -> bool:
+    """Say whether progress bars keep silent: under CI, and where `VAELAB_QUIET` is set."""
+    return bool(os.environ.get("CI") or os.environ.get("VAELAB_QUIET"))
+
+
+def _bar(first: int, steps: int, label: str) -> tqdm:
+    return tqdm(total=steps, initial=first, desc=label, unit="step", mininterval=0.5, disable=quiet(), leave=False)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a flag, so that a step is never cut in half; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield asked.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
