@@ -14,6 +14,7 @@ import ast
 import hashlib
 import os
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -106,13 +107,14 @@ def definitions(path: Path) -> ModuleType:
 
     kept = []
     for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.lstrip().startswith("%"):
+        if cell.cell_type == "code":
             kept += [ast.unparse(node) for node in ast.parse(_without_magics(cell.source)).body if _defines(node)]
     return _module(path.stem, "\n\n".join(kept))
 
 
 def _without_magics(source: str) -> str:
-    return "\n".join(line if line.lstrip()[:1] not in ("%", "!") else "pass" for line in source.splitlines())
+    """Put `pass` in place of shell lines and magics, which are no Python."""
+    return re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source)
 
 
 def _defines(node: ast.AST) -> bool:

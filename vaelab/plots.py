@@ -97,23 +97,22 @@ def curves(axes: Axes, x: Sequence[float], series: Mapping[str, np.ndarray], ban
             axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
 
 
-def dots(axes: Axes, groups: Mapping[str, np.ndarray], baseline: Mapping[str, float] | None = None) -> None:
-    """Draw every seed as a dot, their mean with its 95 % interval as a bar, and baselines as dashed lines.
+def intervals(axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Draw, at every tick, every seed as a faint dot and their mean with its 95 % interval as a bar.
 
     Args:
-        groups: name -> (seeds,). baseline: name -> value.
+        ticks: names along the axis. series: name -> one array (seeds,) for each tick.
     """
-    for i, (name, values) in enumerate(groups.items()):
-        interval: Interval = mean_interval(values)
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(np.full(len(values), i) - 0.12, values, "o", color=colour, alpha=0.45, markersize=5)
-        spread = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        axes.errorbar(i + 0.12, interval.mean, yerr=spread, fmt=MARKERS[i % len(MARKERS)], color=colour, capsize=4)
-    for name, value in (baseline or {}).items():
-        axes.axhline(value, color=INK, linestyle="--", linewidth=1)
-        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK, fontsize=8.5)
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.set_xlim(-0.5, len(groups) - 0.5)
+    for k, (name, groups) in enumerate(series.items()):
+        x = np.arange(len(ticks)) + 0.18 * (k - (len(series) - 1) / 2)  # side by side
+        means: list[Interval] = [mean_interval(values) for values in groups]
+        for position, values in zip(x, groups):
+            axes.plot(np.full(len(values), position), values, ".", color=COLOURS[k], alpha=0.35, markersize=6)
+        y = np.array([m.mean for m in means])
+        bars = [y - [m.low for m in means], [m.high for m in means] - y]
+        axes.errorbar(x, y, bars, fmt=MARKERS[k] + "-", color=COLOURS[k], capsize=3, markersize=5, linewidth=1.2, label=name)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -18,6 +18,7 @@ and it is trained anew; change a comment and it is not.
 from __future__ import annotations
 
 import ast
+import dis
 import hashlib
 import inspect
 import io
@@ -196,12 +197,18 @@ def _collect(item: Any, seen: dict[str, str]) -> None:
         return
     tree = _tree(item)
     seen[item.__qualname__] = repr(_essence(tree))
-    for name in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}):
+    for name in sorted(_globals_read(item.__code__)):
         other = item.__globals__.get(name)
         if isinstance(other, (types.FunctionType, type)) and other.__module__ == item.__module__:
             _collect(other, seen)
         elif type(other) in (int, float, str, bool, tuple):
             seen[name] = repr(other)  # a constant of the module
+
+
+def _globals_read(code: types.CodeType) -> set[str]:
+    """Names that code reads from its module; a local variable of the same name as a global does not count."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return names.union(*(_globals_read(c) for c in code.co_consts if isinstance(c, types.CodeType)))
 
 
 def _tree(function: types.FunctionType) -> ast.AST:
@@ -275,8 +282,9 @@ def read(path: str | Path) -> Record:
 
 
 def read_all(chapter: str, folder: str | Path | None = None) -> list[Record]:
-    """Return all records of a chapter, in the order of their file names."""
-    return [read(path) for path in sorted(_folder(chapter, folder).glob("*.npz"))]
+    """Return a chapter's records of the preset in force, by file name; none at preset `smoke`."""
+    records = [read(path) for path in sorted(_folder(chapter, folder).glob("*.npz"))]
+    return [record for record in records if record.meta["preset"] == preset() != "smoke"]
 
 
 def select(records: Iterable[Record], **wanted: Any) -> list[Record]:
