@@ -124,15 +124,16 @@ def _defines(node: ast.AST) -> bool:
 
 
 def _module(name: str, source: str) -> ModuleType:
-    """Import source from a file, so that `inspect` finds it again."""
-    import importlib.util
-
+    """Make a module from source that `inspect` can find again; what needs a value only a run has is left out."""
     path = Path(tempfile.mkdtemp()) / f"{name}_definitions.py"
     path.write_text(source)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    module = sys.modules[path.stem] = ModuleType(path.stem)
+    module.__file__ = str(path)
+    for node in ast.parse(source).body:
+        try:
+            exec(compile(ast.Module([node], []), path, "exec"), module.__dict__)
+        except NameError:
+            continue
     return module
 
 
