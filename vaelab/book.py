@@ -1,4 +1,4 @@
-"""The notebooks themselves: executed, fingerprinted, checked.
+"""The notebooks themselves: executed, fingerprinted, checked::
 
     python -m vaelab.book execute --preset book [--chapter day12] [--fresh]
     python -m vaelab.book audit --minutes 2 [--chapter day12]
@@ -83,7 +83,7 @@ def execute(path: Path, preset: str = "book", fresh: bool = False) -> None:
 def _tidy(notebook) -> None:
     """Drop what differs from run to run without meaning, and hand alternative texts on to the renderer."""
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
@@ -174,7 +174,7 @@ def _available(record: runs.Record) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m vaelab.book", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m vaelab.book", description="Execute or audit the book's notebooks.")
     parser.add_argument("command", choices=("execute", "audit"))
     parser.add_argument("--chapter", action="append", default=[], help="a notebook's name; default: all")
     parser.add_argument("--preset", default="book", choices=("smoke", "book", "paper"))

@@ -16,7 +16,7 @@ def gaussian_kl(
 
     Nothing is summed: the shape is that of `mu`. For the KL of a diagonal Gaussian, sum the last axis.
 
-    $$\tfrac12\left(\frac{\sigma^2 + (\mu - m)^2}{s^2} - 1 - \log\frac{\sigma^2}{s^2}\right)$$
+    .. math:: \tfrac12\Big(\frac{\sigma^2 + (\mu - m)^2}{s^2} - 1 - \log\frac{\sigma^2}{s^2}\Big)
 
     Source: Kingma and Welling 2014, appendix B, for a standard normal prior.
 

@@ -1,7 +1,7 @@
 """Claims, intervals, verdicts.
 
 `book/claims.toml` says what is claimed and how it will be judged, before anything is trained. A claim names
-a metric of the recorded runs and one or more comparisons:
+a metric of the recorded runs and one or more comparisons::
 
     [[claim]]
     id = "12a"

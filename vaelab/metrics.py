@@ -165,7 +165,9 @@ def within_class_spread(images: Tensor, labels: Tensor) -> float:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    r"""Return $|\mu_a-\mu_b|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2(\Sigma_a\Sigma_b)^{1/2})$ of two feature clouds.
+    r"""Return the Fréchet distance of two feature clouds.
+
+    .. math:: |\mu_a-\mu_b|^2 + \mathrm{tr}\big(\Sigma_a + \Sigma_b - 2(\Sigma_a\Sigma_b)^{1/2}\big)
 
     Args:
         a, b: (N, D) and (M, D) features, N and M well above D, or the covariances are singular.
@@ -257,7 +259,7 @@ def mean_terms(terms: Callable[[data.Split], NamedTuple], split: data.Split, chu
         split: what to average over. chunk: how many images at once.
 
     Returns:
-        The terms by name, for example `{"nll": …, "kl": …, "elbo": …}` in nats per image.
+        The terms by name, such as nll, kl and elbo, in nats per image.
     """
     total: dict[str, float] = {}
     for rows in torch.arange(len(split), device=split.labels.device).split(chunk):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def reparametrise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Draw $z = \mu + \sigma\varepsilon$ with $\varepsilon \sim N(0, I)$, so that gradients reach mu and logvar.
+    """Draw z = mu + sigma epsilon with epsilon from N(0, I), so that gradients reach mu and logvar.
 
     Args:
         mu, logvar: any one shape; logvar is the log of the variance, natural logarithm.

@@ -1,6 +1,6 @@
 """Many runs: recorded, resumed, audited.
 
-Intervals need many runs and a laptop is slow, so training and telling are kept apart. A chapter writes
+Intervals need many runs and a laptop is slow, so training and telling are kept apart. A chapter writes::
 
     def run(config, seed):
         …

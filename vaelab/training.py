@@ -2,7 +2,7 @@
 
 A chapter writes `step(t) -> terms`, which takes step number t and returns a named tuple of scalar tensors.
 For a model with one loss and one optimiser, `descend` writes it. `fit` calls it again and again and adds
-what every training needs: a progress bar, a history, a stop at the first NaN, checkpoints.
+what every training needs: a progress bar, a history, a stop at the first NaN, checkpoints::
 
     batches = Shuffle(len(train), batch_size=128, seed=0)
     step = descend(lambda t: model(*train[batches(t)]), optimiser)

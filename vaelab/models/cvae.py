@@ -1,12 +1,12 @@
 r"""The conditional variational autoencoder (CVAE).
 
-The story it tells about an image, line by line:
+The story it tells about an image, line by line::
 
     p(z)      = normal(0, I)                   # how it is written: slant, width, size
     p(x|z,y)  = bernoulli(decoder(z, y))       # what is written: y says which class
     q(z|x,y)  = normal(encoder(x, y))          # the guess at z that training needs
 
-and the bound that it is trained on, in nats per image:
+and the bound that it is trained on, in nats per image::
 
     log p(x|y)  >=  E_q[log p(x|z,y)]  -  KL(q(z|x,y) || p(z))  =  elbo
 
