@@ -1,0 +1,305 @@
+"""The sliders as a reader of the rendered page has them: no kernel, no network, only `host.js`.
+
+The pages here carry the same script tags as the book's builder emits, filled from the widgets' saved state.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import statistics
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from ipywidgets.embed import dependency_state
+from torch import nn
+
+import vaelab.widgets
+from vaelab.widgets import LatentExplorer
+
+pytestmark = pytest.mark.browser
+
+HOST = Path(vaelab.widgets.__file__).parent / "static" / "host.js"
+NEEDS_KERNEL = "This widget needs a running kernel: open the chapter in Jupyter or Colab."
+PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Sliders</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>body {{ margin: 16px; font: 16px sans-serif; }}
+[data-theme=dark] {{ --pst-color-text-base: #ced6dd; --pst-color-primary: #3fb1c5; background: #14181e; }}
+</style><script>
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+document.documentElement.dataset.theme = dark ? "dark" : "light";
+</script>{early}</head><body>{views}
+<script type="application/vnd.jupyter.widget-state+json">{state}</script>{late}</body></html>"""
+VIEW = '<div class="output"><script type="application/vnd.jupyter.widget-view+json">{}</script></div>'
+
+
+class Decoder(nn.Module):
+    """As the package's decoders: [z, onehot(label)] to the logits of 28 x 28 pixels, at the book's size."""
+
+    def __init__(self, latent_dim: int = 8, num_classes: int = 10, hidden: int = 256):
+        super().__init__()
+        self.latent_dim, self.num_classes = latent_dim, num_classes
+        widths = [latent_dim + num_classes, hidden, hidden, 784]
+        layers = [layer for pair in zip(widths, widths[1:]) for layer in (nn.Linear(*pair), nn.ReLU())]
+        self.net = nn.Sequential(*layers[:-1])
+        nn.init.normal_(self.net[-1].weight, std=0.3)  # so that pictures differ
+
+
+@pytest.fixture(scope="module")
+def decoders() -> dict[str, Decoder]:
+    torch.manual_seed(0)
+    return {"6000 labels a class": Decoder(), "60": Decoder(), "6": Decoder()}
+
+
+@pytest.fixture(scope="module")
+def explorer(decoders) -> LatentExplorer:
+    return LatentExplorer(decoders)
+
+
+def saved_state(*widgets: ipywidgets.Widget) -> dict:
+    """What an executed notebook saves: every trait, defaults too."""
+    return dependency_state(widgets, drop_defaults=False)
+
+
+def write_page(folder: Path, *widgets: object, state: dict | None = None, early: bool = False) -> Path:
+    """A page with these widgets; early: the host's script comes before them, in the head."""
+    state = saved_state(*widgets) if state is None else state
+    saved = {"version_major": 2, "version_minor": 0, "state": state}
+    views = "".join(VIEW.format(json.dumps(widget.get_view_spec())) for widget in widgets)
+    shutil.copy(HOST, folder)
+    script = '<script src="host.js"></script>'
+    text = PAGE.format(
+        views=views, state=json.dumps(saved), early=script if early else "", late="" if early else script
+    )
+    (folder / "page.html").write_text(text, encoding="utf-8")
+    return folder / "page.html"
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of tmp_path on a local server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def picture(page) -> list[int]:
+    """The large picture's pixels, once all pending redraws are done."""
+    return page.locator(".vs-figure canvas").first.evaluate("""async (canvas) => {
+        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+        const { data } = canvas.getContext("2d").getImageData(0, 0, 28, 28);
+        return Array.from(data).filter((_, i) => i % 4 === 3);   // the ink is the alpha channel
+    }""")
+
+
+@pytest.mark.parametrize("over", ["file", "http"])
+@pytest.mark.parametrize("early", [True, False], ids=["script first", "script last"])
+def test_slider_moves_by_keyboard(explorer, open_page, tmp_path, served, over, early):
+    path = write_page(tmp_path, explorer, early=early)
+    opened = open_page(path.as_uri() if over == "file" else f"{served}/page.html")
+    page = opened.page
+    slider = page.get_by_role("slider", name="z1")
+    before = picture(page)
+    assert np.ptp(before) > 100
+    slider.focus()
+    slider.press("ArrowRight")
+    slider.press("ArrowRight")
+    moved = picture(page)
+    assert moved != before
+    assert page.locator("output").first.inner_text() == "0.2"
+    page.get_by_role("slider", name="z2").press("PageDown")
+    assert picture(page) != moved
+    assert page.locator("output").last.inner_text().startswith("\u2212")
+    assert "z1 = 0.2" in page.get_by_role("img").first.get_attribute("aria-label")
+    assert (opened.errors, opened.elsewhere) == ([], [])
+
+
+def test_class_and_decoder_change_by_keyboard(explorer, open_page, tmp_path):
+    opened = open_page(write_page(tmp_path, explorer).as_uri())
+    page = opened.page
+    pictures = [picture(page)]
+    page.get_by_role("radio", name="0", exact=True).press("ArrowRight")
+    pictures.append(picture(page))
+    assert page.get_by_role("radio", name="1", exact=True).is_checked()
+    page.get_by_role("radio", name="6000 labels a class").press("ArrowDown")
+    pictures.append(picture(page))
+    expected = [("6000 labels a class", 0), ("6000 labels a class", 1), ("60", 1)]
+    for drawn, (choice, label) in zip(pictures, expected):
+        truth = 255 * explorer.pixels(choice, explorer.z, label).ravel()
+        assert np.abs(drawn - truth).max() <= 1
+    assert opened.errors == []
+
+
+def test_new_style_keeps_the_sliders_and_reset_goes_back(explorer, open_page, tmp_path):
+    page = open_page(write_page(tmp_path, explorer).as_uri()).page
+    start = picture(page)
+    page.get_by_role("slider", name="z1").press("ArrowRight")
+    moved = picture(page)
+    page.get_by_role("button", name="New style").press("Enter")
+    assert picture(page) != moved
+    assert page.locator("output").first.inner_text() == "0.1"
+    page.get_by_text("The other coordinates were drawn afresh.").wait_for(state="attached")
+    page.get_by_role("button", name="Reset").press("Enter")
+    assert picture(page) == start
+
+
+def test_two_views_share_a_model(explorer, open_page, tmp_path):
+    opened = open_page(write_page(tmp_path, explorer, explorer).as_uri())
+    opened.page.get_by_role("slider", name="z1").first.press("End")
+    picture(opened.page)
+    assert opened.page.locator("output").all_inner_texts() == ["3.0", "0.0", "3.0", "0.0"]
+    assert opened.errors == []
+
+
+def test_browser_and_torch_agree(explorer, decoders, open_page, tmp_path):
+    """The same pictures from float16 weights in JavaScript and float32 weights in torch."""
+    z = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
+    page = open_page(write_page(tmp_path, explorer).as_uri()).page
+    drawn = page.evaluate(
+        """async ({esm, codes, classes}) => {
+            const text = esm + "\\nexport { openDecoders, decode };";   // for this test only
+            const { openDecoders, decode } =
+                await import(URL.createObjectURL(new Blob([text], { type: "text/javascript" })));
+            const script = document.querySelector('script[type$="widget-state+json"]');
+            const saved = Object.values(JSON.parse(script.textContent).state).find(({ state }) => state._esm);
+            const bytes = Uint8Array.from(atob(saved.buffers[0].data), (c) => c.charCodeAt(0));
+            const traits = { ...saved.state, weights: new DataView(bytes.buffer) };
+            const decoders = openDecoders({ get: (name) => traits[name] });
+            const drawn = [];
+            for (const forward of decoders.values()) for (const z of codes)
+                for (let label = 0; label < classes; label++)
+                    drawn.push(decode(forward, z, label, classes).slice());
+            const reader = new FileReader();   // to base64: numbers as JSON would take seconds
+            reader.readAsDataURL(new Blob(drawn));
+            await new Promise((done) => { reader.onload = done; });
+            return reader.result.split(",")[1];
+        }""",
+        {"esm": explorer._esm, "codes": z.tolist(), "classes": 10},
+    )
+    onehot = torch.eye(10).expand(32, 10, 10)
+    inputs = torch.cat([z[:, None].expand(32, 10, 8), onehot], -1)  # (32, 10, 18)
+    with torch.no_grad():
+        truth = torch.stack([decoder.net(inputs).sigmoid() for decoder in decoders.values()])
+    drawn = np.frombuffer(base64.b64decode(drawn), "<f4").reshape(truth.shape)  # (3, 32, 10, 784)
+    worst = np.abs(drawn - truth.numpy()).max()
+    print(f"largest difference between browser and torch: {worst:.2e}")
+    assert worst <= 1 / 255
+
+
+TIME_FRAMES = """window.frames_ms = [];
+const ask = window.requestAnimationFrame.bind(window);
+window.requestAnimationFrame = (draw) => ask((time) => {
+    const start = performance.now(); draw(time); window.frames_ms.push(performance.now() - start); });"""
+
+
+def test_a_move_redraws_within_a_frame(explorer, open_page, tmp_path):
+    page = open_page(write_page(tmp_path, explorer).as_uri(), script=TIME_FRAMES).page
+    slider = page.get_by_role("slider", name="z1")
+    for _ in range(20):
+        count = page.evaluate("frames_ms.length")
+        slider.press("ArrowRight")
+        page.wait_for_function(f"frames_ms.length > {count}", polling=20)
+    median = statistics.median(page.evaluate("frames_ms"))
+    print(f"median redraw: {median:.1f} ms")
+    assert median < 16
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_controls_fit(explorer, open_page, tmp_path, width, dark):
+    page = open_page(write_page(tmp_path, explorer).as_uri(), width=width, dark=dark).page
+    page.locator(".vaelab-slider").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    controls = page.locator(".vaelab-slider input, .vaelab-slider button").all()
+    # JupyterLab takes the arrow keys from any control without this mark.
+    assert all(control.get_attribute("data-lm-suppress-shortcuts") == "true" for control in controls)
+    boxes = [control.bounding_box() for control in controls]
+    assert min(min(box["width"], box["height"]) for box in boxes) >= 24
+    assert max(box["x"] + box["width"] for box in boxes) <= width
+    ink = page.locator(".vs-picture").first.evaluate("(canvas) => getComputedStyle(canvas).filter")
+    assert ink == ("invert(1)" if dark else "none")
+
+
+def test_a_foreign_widget_says_that_it_needs_a_kernel(explorer, open_page, tmp_path):
+    foreign = ipywidgets.IntSlider()
+    unsaved = ipywidgets.IntText()
+    path = write_page(tmp_path, foreign, explorer, unsaved, state=saved_state(foreign, explorer))
+    opened = open_page(path.as_uri())
+    opened.page.locator(".vaelab-slider").wait_for()
+    assert opened.page.locator(".vaelab-host-note").all_inner_texts() == [NEEDS_KERNEL, NEEDS_KERNEL]
+    assert opened.page.locator(".vaelab-slider").count() == 1
+    assert opened.errors == []
+
+
+def anywidget_state(esm: str, **traits: object) -> dict:
+    """One saved anywidget with the id w."""
+    state = {"_esm": esm, "_css": "", **traits}
+    return {"w": {"model_name": "AnyModel", "model_module": "anywidget", "state": state}}
+
+
+class Shown:
+    """Stands where a widget was shown, its state being written by hand."""
+
+    def get_view_spec(self) -> dict:
+        return {"model_id": "w"}
+
+
+@pytest.mark.parametrize(
+    "esm, message",
+    [
+        ("export default { render() { throw new Error('no pen'); } }", "could not start: no pen"),
+        ("export default { initialize() { throw new Error('no ink'); } }", "could not start: no ink"),
+        ("this is no module", "could not start: "),
+        ("https://example.org/widget.js", NEEDS_KERNEL),
+    ],
+)
+def test_a_module_that_fails_says_so(open_page, tmp_path, esm, message):
+    opened = open_page(write_page(tmp_path, Shown(), state=anywidget_state(esm)).as_uri())
+    assert message in opened.page.locator(".vaelab-host-note").inner_text()
+    assert bool(opened.errors) == (message != NEEDS_KERNEL)
+    assert opened.elsewhere == []
+
+
+RENDER = """function render({ model, el }) {
+    const heard = [];
+    model.on("change:n change", (m, value) => heard.push(value === undefined ? "change" : "n=" + value));
+    model.set("n", 1); model.set("n", 1); model.set({ n: 2, list: [1] }); model.set("list", [1]);
+    model.off("change"); model.set("n", 3);
+    model.off(); model.set("n", 4);
+    model.save_changes(); model.send({});
+    el.textContent = heard.join(" ") + "; started " + (model.get("started") ?? 0);
+}"""
+START = "({ model }) => model.set('started', (model.get('started') ?? 0) + 1)"
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        f"export default {{ initialize: {START}, render }}",
+        f"export default () => ({{ initialize: {START}, render }})",
+        f"export async function initialize(x) {{ ({START})(x); }} export {{ render }}",
+    ],
+    ids=["object", "function", "names"],
+)
+def test_the_model_tells_of_changes_as_backbone_does(open_page, tmp_path, export):
+    path = write_page(tmp_path, Shown(), Shown(), state=anywidget_state(f"{RENDER}\n{export}", n=0, list=[]))
+    opened = open_page(path.as_uri())
+    shown = opened.page.locator(".output > div")
+    shown.get_by_text("started 1").first.wait_for()
+    assert shown.first.inner_text() == "n=1 change n=2 change n=3; started 1"
+    assert shown.last.inner_text().endswith("started 1")
+    assert opened.errors == []

@@ -1,0 +1,9 @@
+"""Sliders: figures that compute in the browser, in JupyterLab, in Colab and in the rendered page.
+
+`static/host.js` runs them in the rendered page, where there is neither kernel nor network.
+"""
+
+from vaelab.widgets.base import Slider
+from vaelab.widgets.latent import LatentExplorer
+
+__all__ = ["LatentExplorer", "Slider"]
