@@ -21,6 +21,8 @@ book: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+	VAELAB_PRESET=smoke VAELAB_QUIET=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout 120 --timeout 0 book/*.ipynb
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=book

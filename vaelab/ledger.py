@@ -180,7 +180,7 @@ def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[
         control = _by_seed(claim, records, pair["control"])
         shared = sorted(treatment.keys() & control.keys())
         if len(shared) < 2:
-            raise ValueError(f"claim {claim.id}: {dict(pair)} share only the seeds {shared}; a pair of runs needs one seed")
+            raise ValueError(f"claim {claim.id}: the runs of {dict(pair)} share only the seeds {shared}, too few pairs")
         difference = [treatment[seed] - control[seed] for seed in shared]
     interval = mean_interval(difference)
     verdict = decide(interval, claim.direction, claim.threshold)

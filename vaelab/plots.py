@@ -110,7 +110,8 @@ def intervals(axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np
             axes.plot(np.full(len(values), position), values, ".", color=COLOURS[k], alpha=0.35, markersize=6)
         y = np.array([m.mean for m in means])
         bars = [y - [m.low for m in means], [m.high for m in means] - y]
-        axes.errorbar(x, y, bars, fmt=MARKERS[k] + "-", color=COLOURS[k], capsize=3, markersize=5, linewidth=1.2, label=name)
+        style = {"fmt": MARKERS[k] + "-", "color": COLOURS[k], "capsize": 3, "markersize": 5, "linewidth": 1.2}
+        axes.errorbar(x, y, bars, label=name, **style)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
 

@@ -118,7 +118,7 @@ def sweep(
         else:
             failures.append(f"{jobs[i]}:\n{outcome}")
     if failures:
-        raise RunsFailed(f"{len(failures)} of {len(jobs)} runs failed, the rest are recorded.\n" + "\n".join(failures))
+        raise RunsFailed(f"{len(failures)} of {len(jobs)} runs failed, the rest are kept.\n" + "\n".join(failures))
     return [held[i] for i in range(len(jobs))]
 
 
@@ -342,7 +342,7 @@ def audit(
     lines, left = [], minutes
     stale = [r for r in records if r.meta["fingerprint"] != fingerprint(run)]
     if stale:
-        raise AuditFailed(f"{len(stale)} of {len(records)} records of {run.__name__} are of another function: train anew")
+        raise AuditFailed(f"{len(stale)} of {len(records)} records of {run.__name__} are stale: train them anew")
     for record in random.Random(seed).sample(list(records), len(records)):
         if record.meta["minutes"] > left:
             continue

@@ -1,0 +1,74 @@
+"""The rendered book as its readers have it: in a real browser, on wide and narrow screens, cut off from the net."""
+
+from __future__ import annotations
+
+import pytest
+
+from vaelab.book import chapters
+
+pytestmark = pytest.mark.browser
+
+PAGES = ["index", "api", "references", *(path.stem for path in chapters())]
+NOT_OURS = ("THEBE_JS_URL", "invalid theme mode")  # noise of the theme, on every page, without effect
+PICTURE = "canvas"
+
+
+def ours(errors: list[str]) -> list[str]:
+    return [error for error in errors if not any(noise in error for noise in NOT_OURS)]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_needs_no_other_host_and_fits_its_screen(site, open_page, name, width, dark):
+    opened = open_page((site / "book" / f"{name}.html").as_uri(), width, dark)
+    opened.page.wait_for_load_state("networkidle")
+    assert opened.elsewhere == []
+    assert ours(opened.errors) == []
+    assert opened.page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("name", [path.stem for path in chapters()])
+def test_every_link_within_the_book_leads_somewhere(site, open_page, name):
+    page = site / "book" / f"{name}.html"
+    opened = open_page(page.as_uri())
+    links = opened.page.eval_on_selector_all("article a[href]", "all => all.map(a => a.getAttribute('href'))")
+    local = [link.split("#")[0] for link in links if "://" not in link]
+    assert [link for link in local if link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["elbo", "day12"])
+def test_mathematics_is_typeset(site, open_page, name):
+    opened = open_page((site / "book" / f"{name}.html").as_uri())
+    opened.page.wait_for_selector("mjx-container")
+    assert opened.page.locator("mjx-merror").count() == 0
+
+
+@pytest.mark.parametrize("name", [path.stem for path in chapters()])
+def test_every_figure_has_words(site, open_page, name):
+    opened = open_page((site / "book" / f"{name}.html").as_uri())
+    alts = opened.page.eval_on_selector_all("article .cell_output img", "all => all.map(i => i.alt)")
+    assert all(len(alt.split()) >= 8 for alt in alts)
+
+
+def test_the_slider_of_day_12_draws_another_digit_when_moved_by_keyboard(site, open_page):
+    opened = open_page((site / "book" / "day12.html").as_uri())
+    slider = opened.page.locator(".vaelab-slider").first
+    slider.scroll_into_view_if_needed()
+    picture = slider.locator(PICTURE).first
+
+    def pixels():
+        opened.page.wait_for_timeout(100)
+        return picture.evaluate("c => c.toDataURL()")
+
+    seen = [pixels()]
+    slider.locator("input[type=range]").first.focus()
+    for _ in range(5):
+        opened.page.keyboard.press("ArrowRight")
+    seen.append(pixels())
+    slider.locator("input[type=radio]").first.focus()
+    opened.page.keyboard.press("ArrowRight")
+    seen.append(pixels())
+    assert len(set(seen)) == 3
+    assert ours(opened.errors) == [] and opened.elsewhere == []
