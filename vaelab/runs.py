@@ -190,7 +190,8 @@ def _collect(item: Any, seen: dict[str, str]) -> None:
     if item.__qualname__ in seen:
         return
     if isinstance(item, type):  # a notebook's classes have no source of their own, their methods have
-        seen[item.__qualname__] = repr((list(getattr(item, "__annotations__", {})), [b.__name__ for b in item.__bases__]))
+        fields, bases = list(getattr(item, "__annotations__", {})), [base.__name__ for base in item.__bases__]
+        seen[item.__qualname__] = repr((fields, bases))
         methods = [m for m in vars(item).values() if isinstance(m, types.FunctionType)]
         for method in (m for m in methods if m.__module__ == item.__module__ and m.__code__.co_filename[:1] != "<"):
             _collect(method, seen)

@@ -8,7 +8,7 @@ from vaelab.book import chapters
 
 pytestmark = pytest.mark.browser
 
-PAGES = ["index", "api", "references", *(path.stem for path in chapters())]
+PAGES = ["index", "making", "api", "references", *(path.stem for path in chapters())]
 NOT_OURS = ("THEBE_JS_URL", "invalid theme mode")  # noise of the theme, on every page, without effect
 PICTURE = "canvas"
 
