@@ -347,10 +347,20 @@ def audit(
     for record in random.Random(seed).sample(list(records), len(records)):
         if record.meta["minutes"] > left:
             continue
-        again = _one(run, record.config, record.seed)
+        again = _with_threads(record.meta["threads"], lambda r=record: _one(run, r.config, r.seed))
         left -= again.meta["minutes"]
         lines += [_compare(record, again, records, metric, tolerance) for metric in metrics]
     return lines
+
+
+def _with_threads(count: int, call: Callable[[], Record]) -> Record:
+    """Call with as many threads as the record had: sums are split among them, so their number is in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compare(record: Record, again: Record, records: Sequence[Record], metric: str, tolerance: float) -> str:
