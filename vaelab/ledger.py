@@ -35,7 +35,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-HOLDS, FAILS, UNDECIDED, PARTLY = "holds", "does not hold", "undecided", "holds only in part"
+HOLDS, FAILS, UNDECIDED, PARTLY = "holds", "does not hold", "undecided", "holds only for"
 NOT_JUDGED = "not judged at preset smoke"
 _REQUIRED = ("id", "chapter", "source", "statement", "metric", "direction", "threshold", "compare")
 
@@ -159,18 +159,23 @@ def judge(claim: Claim | str, records: Iterable[runs.Record] | None = None) -> V
         return Verdict(claim, [], NOT_JUDGED)
     records = runs.read_all(claim.chapter) if records is None else list(records)
     comparisons = [_compare(claim, pair, records) for pair in claim.compare]
-    return Verdict(claim, comparisons, combine([c.verdict for c in comparisons]))
+    verdict = combine([c.verdict for c in comparisons])
+    if verdict == PARTLY:
+        verdict += " " + "; ".join(_words(c) for c in comparisons if c.verdict == HOLDS)
+    return Verdict(claim, comparisons, verdict)
 
 
 def combine(verdicts: Sequence[str]) -> str:
     """Return the verdict on a claim from those on its comparisons: all alike, or in part.
 
     >>> combine(["holds", "holds"]), combine(["holds", "does not hold"]), combine(["holds", "undecided"])
-    ('holds', 'holds only in part', 'undecided')
+    ('holds', 'holds only for', 'undecided')
     """
     if len(set(verdicts)) == 1:
         return verdicts[0]
-    return PARTLY if {HOLDS, FAILS} <= set(verdicts) else UNDECIDED
+    if FAILS in verdicts:
+        return PARTLY if HOLDS in verdicts else FAILS
+    return UNDECIDED
 
 
 def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[runs.Record]) -> Comparison:
@@ -195,12 +200,11 @@ def _by_seed(claim: Claim, records: list[runs.Record], wanted: Mapping[str, Any]
 
 
 def _words(c: Comparison) -> str:
-    """Say what is compared, naming only what differs."""
-    differs = {k: v for k, v in c.treatment.items() if c.control.get(k) != v}
-    before = ", ".join(f"{k} {c.control[k]}" for k in differs if k in c.control)
-    after = ", ".join(f"{k} {v}" for k, v in differs.items())
-    same = ", ".join(f"{k} {v}" for k, v in c.treatment.items() if k not in differs)
-    return (f"{before} → {after}" if before else after) + (f" (at {same})" if same else "")
+    """Say what is compared, naming only what differs: "labels 600 → 60"."""
+    differs = [k for k, v in c.treatment.items() if c.control.get(k) != v]
+    before = " ".join(str(c.control[k]) for k in differs if k in c.control)
+    after = " ".join(str(c.treatment[k]) for k in differs)
+    return f"{' and '.join(differs)} {before} → {after}" if before else f"{' and '.join(differs)} {after}"
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
