@@ -4,6 +4,7 @@
 """
 
 from vaelab.widgets.base import Slider
+from vaelab.widgets.bound import BoundExplorer
 from vaelab.widgets.latent import LatentExplorer
 
-__all__ = ["LatentExplorer", "Slider"]
+__all__ = ["BoundExplorer", "LatentExplorer", "Slider"]
