@@ -33,13 +33,13 @@ _STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "lines.linewidth": 1.8, "image.cmap": "gray",
 }  # fmt: skip
 
+matplotlib.rcParams.update(_STYLE)  # for good: legends and titles take their style when they are made
+
 
 def subplots(rows: int = 1, columns: int = 1, width: float = 7.2, height: float = 3.0) -> tuple[Figure, np.ndarray]:
     """Return a figure in the house style and its axes as an array (rows, columns); sizes in inches."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, axes
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -56,8 +56,7 @@ def show(figure: Figure, alt: str) -> None:
     from IPython.display import Image, display
 
     content = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(content, format="png", dpi=150)
+    figure.savefig(content, format="png", dpi=150)
     width = int(figure.get_figwidth() * 100)
     display(Image(content.getvalue(), format="png", width=width, alt=" ".join(alt.split())))
 
