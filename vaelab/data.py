@@ -115,9 +115,7 @@ def _digits() -> tuple[Split, Split, tuple[str, ...]]:
 
 def _torchvision(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
     """MNIST or Fashion-MNIST through torchvision, every archive checked against its MD5 first."""
-    from torchvision import datasets
-
-    kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
+    kind = _torchvision_kind(name)
     raw = root / kind.__name__ / "raw"
     for archive, md5 in kind.resources:
         _check_archive(raw / archive, md5)
@@ -128,6 +126,26 @@ def _torchvision(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
     train, test = (Split(s.data.unsqueeze(1).float() / 255, s.targets.long()) for s in splits)
     names = tuple(c.split(" - ")[0] for c in kind.classes) if name == "mnist" else tuple(kind.classes)
     return train, test, names
+
+
+def at_hand(name: str) -> bool:
+    """Say whether a data set can be loaded without asking the network: embedded, or its archives are here.
+
+    >>> at_hand("digits")
+    True
+    """
+    if name not in NAMES:
+        raise ValueError(f"name is {name!r}; it must be one of {', '.join(NAMES)}")
+    if name == "digits":
+        return True
+    kind = _torchvision_kind(name)
+    return all((folder() / kind.__name__ / "raw" / archive).exists() for archive, _ in kind.resources)
+
+
+def _torchvision_kind(name: str):
+    from torchvision import datasets  # slow to import, and `digits` does without
+
+    return {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
 
 
 def _check_archive(archive: Path, md5: str) -> None:

@@ -129,7 +129,10 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
     Raises:
         ValueError: a claim lacks a field, has an unknown one or a bad direction, or an id comes twice.
     """
-    path = Path(path) if path else next(p for p in (Path("claims.toml"), Path("book/claims.toml")) if p.exists())
+    places = [Path(path)] if path else [Path("claims.toml"), Path("book/claims.toml")]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"there is no {' and no '.join(map(str, places))} in {Path.cwd()}")
     claims: dict[str, Claim] = {}
     for entry in tomllib.loads(path.read_text()).get("claim", []):
         absent = [field for field in _REQUIRED if field not in entry]
@@ -187,6 +190,8 @@ def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[
         if len(shared) < 2:
             raise ValueError(f"claim {claim.id}: the runs of {dict(pair)} share only the seeds {shared}, too few pairs")
         difference = [treatment[seed] - control[seed] for seed in shared]
+    if len(difference) < 2:
+        raise ValueError(f"claim {claim.id}: {dict(pair)} has only seeds {sorted(treatment)}; an interval needs two")
     interval = mean_interval(difference)
     verdict = decide(interval, claim.direction, claim.threshold)
     return Comparison(dict(pair.get("control", {})), dict(pair["treatment"]), interval, verdict)
@@ -195,7 +200,11 @@ def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[
 def _by_seed(claim: Claim, records: list[runs.Record], wanted: Mapping[str, Any]) -> dict[int, float]:
     chosen = runs.select(records, **wanted)
     if len({r.seed for r in chosen}) < len(chosen):
-        raise ValueError(f"claim {claim.id}: {dict(wanted)} fits several configurations; name what tells them apart")
+        raise ValueError(f"claim {claim.id}: {dict(wanted)} fits several configurations; name what "
+                         "tells them apart (or delete records of an older function)")
+    absent = [r.seed for r in chosen if claim.metric not in r.results]
+    if absent:
+        raise ValueError(f"claim {claim.id}: {claim.metric} is missing from records of {dict(wanted)}, seeds {absent}")
     return {r.seed: float(r.results[claim.metric]) for r in chosen}
 
 
@@ -215,6 +224,6 @@ def table(verdicts: Iterable[Verdict]) -> str:
         claim = verdict.claim
         measured = "<br>".join(f"{_words(c)}: {claim.metric} {c.difference:+.3g}" for c in verdict.comparisons)
         seeds = min((c.difference.count for c in verdict.comparisons), default=0)
-        said = claim.statement + (f" *({claim.note})*" if claim.note else "")
+        said = (claim.statement + (f" *({claim.note})*" if claim.note else "")).replace("|", r"\|")
         lines.append(f"| {claim.id} | {claim.source} | {said} | {measured} | {seeds} | **{verdict.verdict}** |")
     return "\n".join(lines)

@@ -68,7 +68,9 @@ def judge(dataset: data.Dataset) -> Judge:
         raise ValueError(f"{dataset.name} has images of {tuple(dataset.train.images.shape[1:])}; load it with size=28")
     key = (dataset.name, dataset.digest, str(dataset.train.images.device))
     if key not in _judges:
+        before = generator_states()
         net = _stored_judge(dataset)
+        set_generator_states(before)
         expert = Judge(net, 0.0, torch.empty(0))
         right = expert.classes(dataset.test.images) == dataset.test.labels
         _judges[key] = Judge(net, right.float().mean().item(), expert.features(dataset.test.images))
@@ -138,6 +140,10 @@ def mutual_information(asked: Tensor, judged: Tensor, num_classes: int) -> float
     This is the plug-in estimate; it is too large by about (num_classes - 1)^2 / 2N.
     """
     _same_length("asked", asked, "judged", judged)
+    for name, labels in (("asked", asked), ("judged", judged)):
+        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            span = f"[{int(labels.min())}, {int(labels.max())}]"
+            raise ValueError(f"{name} spans {span}; it must lie in [0, {num_classes})")
     joint = torch.bincount(asked * num_classes + judged, minlength=num_classes**2).double()
     joint = joint.view(num_classes, num_classes) / len(asked)
     independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
@@ -182,7 +188,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"features are {tuple(a.shape)} and {tuple(b.shape)}; they need one width and two rows")
     a, b = a.double().cpu(), b.double().cpu()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)  # (D, D)
+    cov_a, cov_b = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (a, b))  # (D, D), also where D = 1
     root_a = _root(cov_a)
     cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
     shift = (a.mean(0) - b.mean(0)).pow(2).sum()

@@ -58,7 +58,7 @@ def show(figure: Figure, alt: str) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     width = int(figure.get_figwidth() * 100)
-    display(Image(content.getvalue(), format="png", width=width, alt=" ".join(alt.split())))
+    display(Image(content.getvalue(), format="png", width=width, metadata={"alt": " ".join(alt.split())}))
 
 
 def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
@@ -90,6 +90,7 @@ def curves(axes: Axes, x: Sequence[float], series: Mapping[str, np.ndarray], ban
     Args:
         x: (points,). series: name -> (seeds, points).
     """
+    _enough_colours(series)
     for (name, values), colour, marker in zip(series.items(), COLOURS, MARKERS):
         axes.plot(x, values.mean(0), color=colour, marker=marker, markersize=4, label=name)
         if band and len(values) > 1:
@@ -102,6 +103,7 @@ def intervals(axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np
     Args:
         ticks: names along the axis. series: name -> one array (seeds,) for each tick.
     """
+    _enough_colours(series)
     for k, (name, groups) in enumerate(series.items()):
         x = np.arange(len(ticks)) + 0.18 * (k - (len(series) - 1) / 2)  # side by side
         means: list[Interval] = [mean_interval(values) for values in groups]
@@ -113,6 +115,11 @@ def intervals(axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np
         axes.errorbar(x, y, bars, label=name, **style)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
+
+
+def _enough_colours(series: Mapping) -> None:
+    if len(series) > len(COLOURS):
+        raise ValueError(f"series has {len(series)} names; there are colours for {len(COLOURS)}")
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -104,7 +104,7 @@ def sweep(
     keep = preset() != "smoke"
     fresh = bool(os.environ.get("VAELAB_FRESH")) if fresh is None else fresh
     folder = _folder(chapter, folder)
-    jobs = [(dict(config), int(seed)) for config in configs for seed in seeds]
+    jobs = [(dict(config), int(seed)) for config, seed in itertools.product(configs, seeds)]
     held = {} if fresh or not keep else _held(run, jobs, folder)
     missing = [i for i in range(len(jobs)) if i not in held]
     failures = []
@@ -113,13 +113,23 @@ def sweep(
     for i, outcome in zip(missing, bar):
         if isinstance(outcome, Record):
             held[i] = outcome
-            if keep:
-                save(outcome, _path(folder, run, *jobs[i]))
+            problem = _try_save(outcome, _path(folder, run, *jobs[i])) if keep else ""
         else:
-            failures.append(f"{jobs[i]}:\n{outcome}")
+            problem = outcome
+        if problem:
+            failures.append(f"{jobs[i]}:\n{problem}")
     if failures:
         raise RunsFailed(f"{len(failures)} of {len(jobs)} runs failed, the rest are kept.\n" + "\n".join(failures))
     return [held[i] for i in range(len(jobs))]
+
+
+def _try_save(record: Record, path: Path) -> str:
+    """Save a record; return a traceback if its results cannot be recorded."""
+    try:
+        save(record, path)
+    except (TypeError, ValueError):
+        return traceback.format_exc()
+    return ""
 
 
 def map_runs(run: Run, jobs: Sequence[tuple[dict, int]]) -> Iterator[Record | str]:
@@ -185,25 +195,56 @@ def fingerprint(function: Callable) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _collect(item: Any, seen: dict[str, str]) -> None:
+def _collect(item: Any, seen: dict[str, str], name: str = "") -> None:
     """Gather the essence of `item` and of whatever in the same module it names."""
-    if item.__qualname__ in seen:
+    name = name or item.__qualname__
+    if name in seen:
         return
-    if isinstance(item, type):  # a notebook's classes have no source of their own, their methods have
-        fields, bases = list(getattr(item, "__annotations__", {})), [base.__name__ for base in item.__bases__]
-        seen[item.__qualname__] = repr((fields, bases))
-        methods = [m for m in vars(item).values() if isinstance(m, types.FunctionType)]
-        for method in (m for m in methods if m.__module__ == item.__module__ and m.__code__.co_filename[:1] != "<"):
-            _collect(method, seen)
+    if isinstance(item, type):
+        _collect_class(item, seen)
         return
-    tree = _tree(item)
-    seen[item.__qualname__] = repr(_essence(tree))
-    for name in sorted(_globals_read(item.__code__)):
-        other = item.__globals__.get(name)
-        if isinstance(other, (types.FunctionType, type)) and other.__module__ == item.__module__:
-            _collect(other, seen)
-        elif type(other) in (int, float, str, bool, tuple):
-            seen[name] = repr(other)  # a constant of the module
+    function = inspect.unwrap(item)
+    tree = _tree(function)
+    seen[name] = repr(_essence(tree))
+    names = _globals_read(function.__code__) | _read_when_defined(tree)
+    around = dict(zip(function.__code__.co_freevars, (c.cell_contents for c in function.__closure__ or ())))
+    for other in sorted(names):
+        _collect_named(other, function.__globals__.get(other), function.__module__, seen)
+    for other, value in around.items():
+        _collect_named(other, value, function.__module__, seen)
+
+
+def _collect_named(name: str, other: Any, module: str, seen: dict[str, str]) -> None:
+    if isinstance(other, (types.FunctionType, type)) and other.__module__ == module:
+        _collect(other, seen, name if getattr(other, "__name__", "") == "<lambda>" else "")
+    elif type(other) in (int, float, str, bool, tuple):
+        seen[name] = repr(other)  # a constant of the module
+
+
+def _collect_class(item: type, seen: dict[str, str]) -> None:
+    """A notebook's classes have no source of their own, their methods have."""
+    fields, bases = list(getattr(item, "__annotations__", {})), [base.__name__ for base in item.__bases__]
+    seen[item.__qualname__] = repr((fields, bases))
+    for base in item.__bases__:
+        if base.__module__ == item.__module__ and base.__qualname__ not in seen:
+            _collect_class(base, seen)
+    for name, member in vars(item).items():
+        member = getattr(member, "__func__", member.fget if isinstance(member, property) else member)
+        if isinstance(member, types.FunctionType):
+            if member.__module__ == item.__module__ and inspect.unwrap(member).__code__.co_filename[:1] != "<":
+                _collect(member, seen)
+        elif type(member) in (int, float, str, bool, tuple) and not name.startswith("_"):
+            seen[f"{item.__qualname__}.{name}"] = repr(member)
+
+
+def _read_when_defined(tree: ast.AST) -> set[str]:
+    """Names that stand in decorators and defaults: they are read once, when the function is defined."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            early = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
+            found |= {n.id for part in early for n in ast.walk(part) if isinstance(n, ast.Name)}
+    return found
 
 
 def _globals_read(code: types.CodeType) -> set[str]:
@@ -250,7 +291,9 @@ def _folder(chapter: str, folder: str | Path | None) -> Path:
 def _path(folder: Path, run: Run, config: Mapping[str, Any], seed: int) -> Path:
     key = json.dumps([_plain(config), seed, preset(), run.__name__, fingerprint(run)], sort_keys=True)
     readable = re.sub(r"[^\w=.-]+", "-", ",".join(f"{k}={v}" for k, v in config.items()))[:80]
-    return folder / f"{readable},seed={seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    there = next(folder.glob(f"*-{digest}.npz"), None)  # whatever the order of names it was written with
+    return there or folder / f"{readable},seed={seed}-{digest}.npz"
 
 
 def _held(run: Run, jobs: Sequence[tuple[dict, int]], folder: Path) -> dict[int, Record]:
@@ -263,6 +306,9 @@ def save(record: Record, path: str | Path) -> Path:
     arrays = {name: value for name, value in record.results.items() if isinstance(value, np.ndarray)}
     header = record._asdict() | {"results": {k: v for k, v in record.results.items() if k not in arrays}}
     content = io.BytesIO()
+    taken = {"file", "header", "allow_pickle"} & arrays.keys()
+    if taken:
+        raise ValueError(f"a result is named {taken.pop()}, which a record cannot hold; name it otherwise")
     np.savez_compressed(content, header=np.array(json.dumps(header)), **arrays)
     return files.write_whole(path, content.getvalue())
 
@@ -347,10 +393,17 @@ def audit(
     for record in random.Random(seed).sample(list(records), len(records)):
         if record.meta["minutes"] > left:
             continue
-        again = _with_threads(record.meta["threads"], lambda r=record: _one(run, r.config, r.seed))
+        again = _with_threads(record.meta["threads"], lambda r=record: _one(run, _tuples(r.config), r.seed))
         left -= again.meta["minutes"]
         lines += [_compare(record, again, records, metric, tolerance) for metric in metrics]
     return lines
+
+
+def _tuples(value: Any) -> Any:
+    """Undo what JSON does to tuples."""
+    if isinstance(value, list):
+        return tuple(map(_tuples, value))
+    return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _with_threads(count: int, call: Callable[[], Record]) -> Record:
@@ -365,8 +418,9 @@ def _with_threads(count: int, call: Callable[[], Record]) -> Record:
 
 def _compare(record: Record, again: Record, records: Sequence[Record], metric: str, tolerance: float) -> str:
     old, new = record.results[metric], again.results[metric]
-    spread = values(records, metric, **record.config).std(ddof=1)
+    others = [r.results[metric] for r in select(records, **record.config) if r.seed != record.seed]
+    spread = float(np.std([*others, new], ddof=1)) if others else 0.0  # without the value under suspicion
     line = f"{record.config} seed {record.seed}: {metric} was {old:.6g}, is {new:.6g} (spread {spread:.2g})"
-    if not abs(new - old) <= tolerance * spread:
+    if new != old and not abs(new - old) <= tolerance * spread:
         raise AuditFailed(line)
     return line

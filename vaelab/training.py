@@ -115,21 +115,26 @@ def fit(
         raise ValueError(f"steps is {steps}, every is {every}; both must be at least 1")
     log = _Log()
     first = _resume(checkpoint, state or {}, log) if checkpoint else 0
+    if first > steps:
+        raise CannotResume(f"{checkpoint} stands at step {first}, but only {steps} are asked for")
     evaluate_at, look = set(evaluate_at), min(every, 100)
     with _bar(first, steps, label) as bar, _interrupts() as interrupted:
         for t in range(first, steps):
             log.add(step(t))
             done = t + 1
-            if done % look == 0 or done == steps or interrupted():
+            bar.update()
+            stop = interrupted()  # asked once a step: a Ctrl-C from here on is for the next
+            if done % look == 0 or done == steps or stop:
                 bar.set_postfix(log.settle(done), refresh=False)
             if done in evaluate_at and evaluate is not None:
                 log.evaluation(done, _aside(evaluate))
-            if checkpoint and (done % every == 0 or done == steps or interrupted()):
+            if checkpoint and (done % every == 0 or done == steps or stop):
                 log.settle(done)
                 _save(checkpoint, done, state or {}, log)
-            bar.update()
-            if interrupted():
+            if stop:
                 raise KeyboardInterrupt(f"stopped after step {done} of {steps}")
+        if interrupted():  # after the last step's question
+            raise KeyboardInterrupt(f"stopped after step {steps} of {steps}")
     return log.history()
 
 
@@ -226,7 +231,16 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
 
 
 def _part_state(part: Any) -> Any:
-    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+    return part.get_state() if isinstance(part, torch.Generator) else _loadable(part.state_dict())
+
+
+def _loadable(value: Any) -> Any:
+    """Turn NumPy's numbers into Python's, which `torch.load` reads without trusting the file."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {k: _loadable(v) for k, v in value.items()}
+    return type(value)(map(_loadable, value)) if type(value) in (list, tuple) else value
 
 
 def _set_part_state(part: Any, saved: Any) -> None:
@@ -248,7 +262,7 @@ def _resume(path: str | Path, state: Mapping[str, Any], log: _Log) -> int:
         return 0
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        parts = saved["parts"]
+        parts, done, generators, terms = (saved[name] for name in ("parts", "step", "generators", "log"))
     except Exception as error:  # torch.load raises a dozen kinds
         raise CannotResume(f"{path} is no checkpoint of this loop ({error}). Move it away to start anew.") from error
     if set(parts) != set(state):
@@ -259,11 +273,11 @@ def _resume(path: str | Path, state: Mapping[str, Any], log: _Log) -> int:
     for name, part in state.items():
         try:
             _set_part_state(part, parts[name])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CannotResume(f"{path}: part {name!r} does not fit this run ({error})") from error
-    set_generator_states(saved["generators"])
-    log.load_state_dict(saved["log"])
-    return saved["step"]
+    set_generator_states(generators)
+    log.load_state_dict(terms)
+    return int(done)
 
 
 # Progress and interruption

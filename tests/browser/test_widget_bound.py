@@ -19,7 +19,7 @@ from torch.distributions import Normal, kl_divergence
 
 import vaelab.widgets
 from vaelab.widgets import BoundExplorer
-from vaelab.widgets.bound import DECODERS
+from vaelab.widgets.bound import DECODERS, Bound
 
 HOST = Path(vaelab.widgets.__file__).parent / "static" / "host.js"
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Bound</title>
@@ -41,6 +41,7 @@ window.requestAnimationFrame = (draw) => ask((time) => {
 @pytest.mark.parametrize("x, s, mu, log_sigma", [(1.5, 1.0, 0.0, 0.0), (-2.0, 0.3, 1.2, -1.5), (0.4, 3.0, -2.5, 0.7)])
 def test_a_straight_decoder_has_a_gaussian_posterior(x, s, mu, log_sigma):
     bound = BoundExplorer(x=x, s=s, mu=mu, log_sigma=log_sigma).numbers()
+    assert isinstance(bound, Bound)
     q, prior = Normal(torch.tensor(mu).double(), math.exp(log_sigma)), Normal(torch.tensor(0.0).double(), 1.0)
     posterior = Normal(x / (1 + s**2), s / math.sqrt(1 + s**2))
     assert bound.log_px == pytest.approx(Normal(0.0, math.sqrt(1 + s**2)).log_prob(torch.tensor(x)).item(), abs=1e-5)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from vaelab.widgets import LatentExplorer, Slider
-from vaelab.widgets.base import pack_float16
+from vaelab.widgets.base import pack_float16, png
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -129,3 +129,10 @@ def test_viewers_without_widgets_get_words_and_a_picture(decoder):
     assert data["text/plain"] == "Four digits."
     assert Image.open(io.BytesIO(data["image/png"])).size == (2 * 4 * 3, 2 * 2 * 3)
     assert not callable(explorer._ipython_display_)  # ipywidgets 7 would show itself by it
+
+
+def test_a_still_is_black_ink_on_white_enlarged():
+    picture = np.asarray(Image.open(io.BytesIO(png(np.array([[0.0, 1.0], [0.5, 2.0]]), scale=3))))
+    assert picture.shape == (6, 6)
+    assert picture[0, 0] == 255 and picture[0, 5] == 0 and picture[5, 5] == 0
+    assert abs(int(picture[5, 0]) - 128) <= 1

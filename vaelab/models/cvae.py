@@ -77,7 +77,8 @@ class CVAE(nn.Module):
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw one image for each of (N,) labels: (N, 1, size, size), the pixel means in [0, 1]."""
-        z = torch.randn(len(labels), self.latent_dim, generator=generator).to(labels.device)
+        weight = next(self.decoder.parameters())  # the codes are drawn in its type, where it lives
+        z = torch.randn(len(labels), self.latent_dim, generator=generator, dtype=weight.dtype).to(labels.device)
         return self.decoder(z, one_hot(labels, self.num_classes)).sigmoid()
 
 

@@ -22,10 +22,8 @@ class Slider(anywidget.AnyWidget):
     Its script is `kit.js` followed by that module.
     Its style is `kit.css` followed by `<name>.css` where there is one.
 
-    Raises
-    ------
-    FileNotFoundError
-        When a direct subclass has no JavaScript module beside it.
+    Raises:
+        FileNotFoundError: When a direct subclass has no JavaScript module beside it.
     """
 
     alt = traitlets.Unicode(help="what the slider shows, for who cannot see it").tag(sync=True)
@@ -84,10 +82,8 @@ def png(ink: np.ndarray, scale: int = 2) -> bytes:
 def pack_float16(name: str, arrays: Iterable[np.ndarray]) -> bytes:
     """Pack arrays, one after the other, as little-endian float16: half the size, and 3 decimal digits.
 
-    Raises
-    ------
-    ValueError
-        When a number is not finite or too large for float16 (beyond ±65504).
+    Raises:
+        ValueError: When a number is not finite or too large for float16 (beyond ±65504).
 
     >>> pack_float16("weights", [np.array([1.0, -2.0])]).hex()
     '003c00c0'

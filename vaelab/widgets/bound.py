@@ -36,27 +36,18 @@ class BoundExplorer(Slider):
     The model: z ~ N(0, 1), x | z ~ N(f(z), s²), f(z) = w z + b z²; and q = N(mu, sigma²).
     log p(x) and the gap come from quadrature, the rest is closed; a button jumps to the best q.
 
-    Parameters
-    ----------
-    x, s
-        The observation and the standard deviation of its noise.
-    mu, log_sigma
-        Mean and log standard deviation of q.
-    decoders
-        Pairs (w, b) by the name that the reader picks them by; the first is the one shown.
-    alt
-        A description for who cannot see the figure.
+    Args:
+        x, s: The observation and the standard deviation of its noise.
+        mu, log_sigma: Mean and log standard deviation of q.
+        decoders: Pairs (w, b) by the name that the reader picks them by; the first is the one shown.
+        alt: A description for who cannot see the figure.
 
-    Attributes
-    ----------
-    x, s, mu, log_sigma, decoder
-        What the reader picked; decoder is a name. Setting them moves the figure.
+    Attributes:
+        x, s, mu, log_sigma, decoder: What the reader picked; decoder is a name. Setting them moves the figure.
 
-    Raises
-    ------
-    ValueError
-        When decoders is empty, when decoder is none of them, when s is not positive,
-        when a number is not finite.
+    Raises:
+        ValueError: When decoders is empty, when decoder is none of them, when s is not positive,
+            when a number is not finite.
 
     >>> explorer = BoundExplorer(x=1.5, s=1.0, mu=0.75, log_sigma=-0.5 * math.log(2))  # q is the posterior
     >>> f"{explorer.numbers().log_px:.4f}  {explorer.numbers().gap:.4f}"

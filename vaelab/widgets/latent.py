@@ -25,30 +25,20 @@ class LatentExplorer(Slider):
     `net` is an `nn.Sequential` of `nn.Linear` and `nn.ReLU` in turn, ending with `nn.Linear`,
     from z and the one-hot label, (B, latent_dim + num_classes), to a square picture's logits, (B, side²).
 
-    Parameters
-    ----------
-    decoders
-        One or several of the same shape, by the name that the reader picks them by.
-    axes
-        The two coordinates of z that get a slider, counted from 0; readers see z₁, z₂, …, as in the text.
-    class_names
-        A name for each class; its number where None.
-    choice_label
-        What the names of the decoders say about them.
-    alt
-        A description for who cannot see the figure.
+    Args:
+        decoders: One or several of the same shape, by the name that the reader picks them by.
+        axes: The two coordinates of z that get a slider, counted from 0; readers see z₁, z₂, …, as in the text.
+        class_names: A name for each class; its number where None.
+        choice_label: What the names of the decoders say about them.
+        alt: A description for who cannot see the figure.
 
-    Attributes
-    ----------
-    label, choice, z
-        What the reader picked: the class, the decoder's name, the code (a list of latent_dim numbers).
-        Setting them moves the figure.
+    Attributes:
+        label, choice, z: What the reader picked: the class, the decoder's name, the code (latent_dim numbers).
+            Setting them moves the figure.
 
-    Raises
-    ------
-    ValueError
-        When decoders are missing, not of the kind above or not all of one shape;
-        when weights do not fit float16; when axes, class_names, label, choice or z are out of range.
+    Raises:
+        ValueError: When decoders are missing, not of the kind above or not all of one shape;
+            when weights do not fit float16; when axes, class_names, label, choice or z are out of range.
     """
 
     label = traitlets.Int(0).tag(sync=True)

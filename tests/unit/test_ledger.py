@@ -1,0 +1,296 @@
+"""Claims, intervals, verdicts."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vaelab import ledger
+from vaelab.book import BOOK
+from vaelab.ledger import Claim, Comparison, Interval, Verdict, combine, decide, judge, mean_interval, table
+from vaelab.runs import Record, save
+
+# Intervals
+
+
+def test_the_interval_of_five_values_is_the_textbooks():
+    interval = mean_interval([4.0, 5.0, 6.0, 7.0, 8.0])  # t(0.975, 4) = 2.776, standard error sqrt(2.5 / 5)
+    assert interval.mean == 6 and interval.count == 5
+    assert interval.high - 6 == pytest.approx(2.776 * 0.5**0.5, abs=1e-3) == 6 - interval.low
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize("count", [2, 3, 30])
+def test_the_interval_is_scipys(count, confidence):
+    values = np.random.default_rng(count).normal(size=count)
+    expected = stats.t.interval(confidence, count - 1, values.mean(), stats.sem(values))
+    assert mean_interval(values, confidence)[1:3] == pytest.approx(expected)
+
+
+def test_it_covers_the_true_mean_in_95_of_100_samples():
+    samples = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, 5))
+    covered = [interval.low <= 3.0 <= interval.high for interval in map(mean_interval, samples)]
+    assert abs(np.mean(covered) - 0.95) < 0.015
+
+
+def test_values_that_agree_leave_no_doubt():
+    assert mean_interval([1.5, 1.5, 1.5]) == Interval(1.5, 1.5, 1.5, 3)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")], [[1.0, 2.0], [3.0, 4.0]]])
+def test_there_is_no_interval_of_fewer_than_two_finite_numbers(values):
+    with pytest.raises(ValueError, match="an interval needs at least two finite numbers"):
+        mean_interval(values)
+
+
+def test_an_interval_prints_all_its_numbers_alike():
+    assert f"{Interval(1.0, -0.5, 2.5, 4):+.1f}" == "+1.0 [-0.5, +2.5]"
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize("low, high, threshold, increases, decreases", [
+    (1.0, 3.0, 0.0, "holds", "does not hold"),
+    (-3.0, -1.0, 0.0, "does not hold", "holds"),
+    (-1.0, 1.0, 0.0, "undecided", "undecided"),
+    (0.0, 1.0, 0.0, "undecided", "does not hold"),
+    (1.0, 3.0, 0.5, "holds", "does not hold"),
+    (1.0, 3.0, 2.0, "undecided", "does not hold"),
+    (1.0, 3.0, 3.0, "does not hold", "does not hold"),
+    (-3.0, -1.0, 2.0, "does not hold", "undecided"),
+    (-3.0, -1.0, 0.5, "does not hold", "holds"),
+    (-1.0, 1.0, 5.0, "does not hold", "does not hold"),
+])  # fmt: skip
+def test_the_whole_interval_decides(low, high, threshold, increases, decreases):
+    difference = Interval((low + high) / 2, low, high, 5)
+    assert decide(difference, "increases", threshold) == increases
+    assert decide(difference, "decreases", threshold) == decreases
+
+
+def test_an_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match="direction is 'up'; it must be 'increases' or 'decreases'"):
+        decide(Interval(1.0, 0.5, 1.5, 3), "up")
+
+
+@pytest.mark.parametrize("verdicts, expected", [
+    (["holds"], "holds"),
+    (["does not hold"] * 2, "does not hold"),
+    (["undecided"] * 2, "undecided"),
+    (["holds", "does not hold"], "holds only for"),
+    (["holds", "does not hold", "undecided"], "holds only for"),
+    (["holds", "undecided"], "undecided"),
+    (["does not hold", "undecided"], "does not hold"),
+])  # fmt: skip
+def test_a_claims_verdict_is_that_of_its_comparisons_or_in_part(verdicts, expected):
+    assert combine(verdicts) == combine(verdicts[::-1]) == expected
+
+
+# Loading
+
+TOML = """
+[[claim]]
+id = "1a"
+chapter = "day1"
+source = "Day 1"
+statement = "Fewer labels, worse digits."
+metric = "fid"
+direction = "increases"
+threshold = 0.0
+compare = [{ control = { labels = 60 }, treatment = { labels = 6 } }]
+"""
+
+
+def written(folder, text: str):
+    path = folder / "claims.toml"
+    path.write_text(text)
+    return path
+
+
+def test_claims_are_read_by_id(tmp_path):
+    second = TOML.replace('"1a"', '"1b"') + 'note = "said more clearly"\n'
+    claims = ledger.load(written(tmp_path, TOML + second))
+    assert list(claims) == ["1a", "1b"]
+    pair = {"control": {"labels": 60}, "treatment": {"labels": 6}}
+    expected = Claim("1a", "day1", "Day 1", "Fewer labels, worse digits.", "fid", "increases", 0.0, [pair])
+    assert claims["1a"] == expected
+    assert claims["1b"] == expected._replace(id="1b", note="said more clearly")
+
+
+@pytest.mark.parametrize("text, complaint", [
+    (TOML.replace('metric = "fid"', ""), r"claim '1a' lacks \['metric'\]"),
+    (TOML.replace('id = "1a"', ""), r"lacks \['id'\]"),
+    (TOML + "colour = 1\n", r"claim '1a' .*has unknown \['colour'\]"),
+    (TOML + TOML, "claim '1a' .*comes twice"),
+    (TOML.replace("increases", "rises"), "direction is 'rises'"),
+])  # fmt: skip
+def test_a_claim_that_is_not_well_formed_is_refused(tmp_path, text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ledger.load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("inside", [".", "book"])
+def test_the_books_claims_are_found_from_the_repository_and_from_the_book(tmp_path, monkeypatch, inside):
+    (tmp_path / "book").mkdir()
+    written(tmp_path / "book", TOML)
+    monkeypatch.chdir(tmp_path / inside)
+    assert list(ledger.load()) == ["1a"]
+
+
+def test_where_there_are_no_claims_the_message_says_where_they_were_sought(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match="claims.toml"):
+        ledger.load()
+
+
+def test_the_books_own_claims_are_well_formed():
+    claims = ledger.load(BOOK / "claims.toml")
+    assert claims
+    for claim in claims.values():
+        assert (BOOK / f"{claim.chapter}.ipynb").exists() and claim.compare
+        for pair in claim.compare:
+            assert pair.keys() <= {"control", "treatment"} and pair["treatment"]
+
+
+# Judging
+
+CLAIM = Claim("1a", "day1", "Day 1", "Fewer labels, worse digits.", "fid", "increases", 0.0,
+              [{"control": {"labels": 60}, "treatment": {"labels": 6}}])  # fmt: skip
+
+
+def record(labels: int, seed: int, fid: float, **config) -> Record:
+    return Record({"labels": labels, "dataset": "mnist"} | config, seed, {"fid": fid}, {"preset": "book"})
+
+
+def runs_of(shift: float, seeds=range(5)) -> list[Record]:
+    """Runs whose seeds differ far more than the labels do, so that only pairing shows the shift."""
+    shifts = [shift + (seed % 3) / 128 for seed in seeds]  # exact in binary
+    control = [record(60, seed, 100.0 * seed**2) for seed in seeds]
+    return control + [record(6, seed, 100.0 * seed**2 + d) for seed, d in zip(seeds, shifts)]
+
+
+def test_runs_that_share_a_seed_are_a_pair():
+    verdict = judge(CLAIM, runs_of(1.0))
+    (comparison,) = verdict.comparisons
+    assert isinstance(comparison, Comparison) and isinstance(verdict, Verdict)
+    assert comparison.difference == mean_interval([1, 1 + 1 / 128, 1 + 2 / 128, 1, 1 + 1 / 128])
+    assert comparison.control == {"labels": 60} and comparison.treatment == {"labels": 6}
+    assert comparison.verdict == verdict.verdict == "holds"
+
+
+@pytest.mark.parametrize("shift, verdict", [(1.0, "holds"), (-1.0, "does not hold"), (-0.01, "undecided")])
+def test_the_verdict_follows_the_difference_from_control_to_treatment(shift, verdict):
+    assert judge(CLAIM, runs_of(shift)).verdict == verdict
+
+
+def test_the_threshold_counts():
+    assert judge(CLAIM._replace(threshold=0.5), runs_of(1.0)).verdict == "holds"
+    assert judge(CLAIM._replace(threshold=1.5), runs_of(1.0)).verdict == "does not hold"
+
+
+def test_the_order_of_the_records_does_not_matter():
+    records = runs_of(1.0)
+    shuffled = [records[i] for i in np.random.default_rng(0).permutation(len(records))]
+    assert judge(CLAIM, iter(shuffled)) == judge(CLAIM, records)
+
+
+def test_runs_without_a_partner_are_left_out():
+    records = runs_of(1.0) + [record(60, 17, 1e9), record(6, 23, -1e9)]
+    assert judge(CLAIM, records).comparisons == judge(CLAIM, runs_of(1.0)).comparisons
+
+
+def test_too_few_pairs_are_refused():
+    records = [record(60, 0, 1.0), record(60, 1, 1.0), record(6, 1, 2.0), record(6, 2, 2.0)]
+    with pytest.raises(ValueError, match=r"claim 1a: .* share only the seeds \[1\]"):
+        judge(CLAIM, records)
+
+
+@pytest.mark.parametrize("compare", [CLAIM.compare, [{"treatment": {"labels": 6}}]], ids=["with control", "without"])
+def test_a_comparison_without_runs_is_refused_by_the_claims_name(compare):
+    with pytest.raises(ValueError, match="claim 1a"):
+        judge(CLAIM._replace(compare=compare), [])
+
+
+def test_without_a_control_the_treatments_own_values_are_judged():
+    claim = CLAIM._replace(compare=[{"treatment": {"labels": 6}}], threshold=3.0)
+    records = [record(6, seed, value) for seed, value in enumerate([4.0, 4.1, 3.9])]
+    verdict = judge(claim, records + [record(60, 0, -100.0)])
+    assert verdict.verdict == "holds"
+    assert verdict.comparisons[0].difference == mean_interval([4.0, 4.1, 3.9]) and verdict.comparisons[0].control == {}
+
+
+def test_a_configuration_that_fits_several_is_refused():
+    records = runs_of(1.0) + [record(6, 0, 1.0, dataset="digits")]
+    with pytest.raises(ValueError, match="claim 1a: {'labels': 6} fits several configurations"):
+        judge(CLAIM, records)
+    named = [{side: wanted | {"dataset": "mnist"} for side, wanted in CLAIM.compare[0].items()}]
+    assert judge(CLAIM._replace(compare=named), records).verdict == "holds"
+
+
+def test_a_metric_that_the_records_lack_is_refused_by_name():
+    with pytest.raises(ValueError, match="spread"):
+        judge(CLAIM._replace(metric="spread"), runs_of(1.0))
+
+
+def test_a_claim_of_several_comparisons_is_judged_on_all_of_them():
+    pairs = [{"control": {"labels": 6}, "treatment": {"labels": 60}}, *CLAIM.compare]
+    verdict = judge(CLAIM._replace(compare=pairs), runs_of(1.0))
+    assert [c.verdict for c in verdict.comparisons] == ["does not hold", "holds"]
+    assert verdict.verdict == "holds only for labels 60 → 6"
+
+
+def test_a_claim_is_judged_by_its_id_on_the_chapters_records(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, TOML)
+    for i, item in enumerate(runs_of(1.0)):
+        save(item, tmp_path / "book" / "runs" / "day1" / f"{i}.npz")
+    assert judge("1a") == judge(CLAIM, runs_of(1.0))
+    with pytest.raises(ValueError, match="claim '1z' is not registered; there are 1a"):
+        judge("1z")
+
+
+def test_smoke_judges_nothing(monkeypatch):
+    monkeypatch.setenv("VAELAB_PRESET", "smoke")
+    verdict = judge(CLAIM, [])
+    assert verdict.comparisons == [] and verdict.verdict == "not judged at preset smoke"
+    assert "not judged at preset smoke" in table([verdict]) and "not judged" in verdict._repr_markdown_()
+
+
+# Telling
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+def test_the_table_says_what_was_claimed_measured_and_decided():
+    head, rule, row = table([judge(CLAIM._replace(note="reworded"), runs_of(1.0))]).split("\n")
+    assert len(cells(head)) == len(cells(rule)) == len(cells(row)) == 6
+    said, measured = "Fewer labels, worse digits. *(reworded)*", "labels 60 → 6: fid +1.01 [+0.998, +1.01]"
+    assert cells(row) == ["1a", "Day 1", said, measured, "5", "**holds**"]
+
+
+def test_a_bar_in_a_statement_does_not_break_the_table():
+    claim = CLAIM._replace(statement="log p(x|y) falls")
+    head, _, row = table([judge(claim, runs_of(1.0))]).split("\n")
+    assert len(cells(row)) == len(cells(head))
+
+
+def test_a_verdict_shows_itself_in_a_notebook():
+    said = judge(CLAIM, runs_of(1.0))._repr_markdown_()
+    assert said.startswith("**Claim 1a** (Day 1): Fewer labels, worse digits.") and said.endswith("**Verdict: holds**")
+    assert "\n- labels 60 → 6: fid +1.01 [+0.998, +1.01] → holds\n" in said
+
+
+@pytest.mark.parametrize("control, treatment, words", [
+    ({"labels": 60, "dataset": "mnist"}, {"labels": 6, "dataset": "mnist"}, "labels 60 → 6"),
+    ({"labels": 60, "model": "cvae"}, {"labels": 6, "model": "copy"}, "labels and model 60 cvae → 6 copy"),
+    ({}, {"labels": 6}, "labels 6"),
+])  # fmt: skip
+def test_a_comparison_is_told_by_what_differs(control, treatment, words):
+    interval = Interval(1.0, 0.5, 1.5, 5)
+    verdict = Verdict(CLAIM, [Comparison(control, treatment, interval, "holds")], "holds")
+    assert f"- {words}: fid +1 " in verdict._repr_markdown_() and f"| {words}: fid +1 " in table([verdict])
