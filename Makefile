@@ -15,7 +15,7 @@ PICK := $(if $(CHAPTER),--chapter $(CHAPTER))
 .PHONY: book test lab chapters audit bench lint clean
 
 book: $(READY)
-	$(BIN)/jupyter-book build . -n -W --keep-going -q
+	$(BIN)/jupyter-book build . --all -n -W --keep-going -q
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: $(READY)
