@@ -217,13 +217,14 @@ def _words(c: Comparison) -> str:
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
-    """Return the verdicts as a Markdown table: what the source said, what was measured, what follows."""
-    lines = ["| claim | source | what it says | measured: difference with its 95 % interval | seeds | verdict |",
-             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    """Return verdicts as a Markdown table: what was claimed, what was measured, what follows; then the notes."""
+    verdicts = list(verdicts)
+    lines = ["| claim | difference, with its 95 % interval | verdict |", "| --- | --- | --- |"]
     for verdict in verdicts:
         claim = verdict.claim
-        measured = "<br>".join(f"{_words(c)}: {claim.metric} {c.difference:+.3g}" for c in verdict.comparisons)
         seeds = min((c.difference.count for c in verdict.comparisons), default=0)
-        said = (claim.statement + (f" *({claim.note})*" if claim.note else "")).replace("|", r"\|")
-        lines.append(f"| {claim.id} | {claim.source} | {said} | {measured} | {seeds} | **{verdict.verdict}** |")
-    return "\n".join(lines)
+        said = f"**{claim.id}** {claim.statement} ({claim.source})".replace("|", r"\|")
+        measured = "<br>".join(f"{_words(c)}: {c.difference:+.3g}" for c in verdict.comparisons)
+        lines.append(f"| {said} | {claim.metric}, {seeds} seeds<br>{measured} | **{verdict.verdict}** |")
+    notes = [f"- {v.claim.id}: {v.claim.note}" for v in verdicts if v.claim.note]
+    return "\n".join(lines + (["", "Notes", "", *notes] if notes else []))

@@ -253,10 +253,7 @@ def test_changed_code_fails_the_audit(recorded, small_book):
 
 
 def test_records_whose_data_are_not_here_are_counted_and_not_trained(recorded, monkeypatch):
-    def load(name):
-        raise data.Unavailable("not here")
-
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "at_hand", lambda name: False)
     lines = list(book.audit([recorded], minutes=1, seed=5))
     assert lines[1:] == ["day1.run: 6 records, 6 without their data here"]
 

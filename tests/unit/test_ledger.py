@@ -267,10 +267,15 @@ def cells(row: str) -> list[str]:
 
 
 def test_the_table_says_what_was_claimed_measured_and_decided():
-    head, rule, row = table([judge(CLAIM._replace(note="reworded"), runs_of(1.0))]).split("\n")
-    assert len(cells(head)) == len(cells(rule)) == len(cells(row)) == 6
-    said, measured = "Fewer labels, worse digits. *(reworded)*", "labels 60 → 6: fid +1.01 [+0.998, +1.01]"
-    assert cells(row) == ["1a", "Day 1", said, measured, "5", "**holds**"]
+    head, rule, row, *notes = table([judge(CLAIM._replace(note="reworded"), runs_of(1.0))]).split("\n")
+    assert len(cells(head)) == len(cells(rule)) == 3
+    said, measured = "**1a** Fewer labels, worse digits. (Day 1)", "fid, 5 seeds<br>labels 60 → 6: +1.01 [+0.998, +1.01]"
+    assert cells(row) == [said, measured, "**holds**"]
+    assert notes == ["", "Notes", "", "- 1a: reworded"]
+
+
+def test_without_notes_the_table_ends_with_its_rows():
+    assert len(table([judge(CLAIM, runs_of(1.0))] * 2).split("\n")) == 4
 
 
 def test_a_bar_in_a_statement_does_not_break_the_table():
@@ -293,4 +298,4 @@ def test_a_verdict_shows_itself_in_a_notebook():
 def test_a_comparison_is_told_by_what_differs(control, treatment, words):
     interval = Interval(1.0, 0.5, 1.5, 5)
     verdict = Verdict(CLAIM, [Comparison(control, treatment, interval, "holds")], "holds")
-    assert f"- {words}: fid +1 " in verdict._repr_markdown_() and f"| {words}: fid +1 " in table([verdict])
+    assert f"- {words}: fid +1 " in verdict._repr_markdown_() and f"<br>{words}: +1 " in table([verdict])
