@@ -269,7 +269,8 @@ def cells(row: str) -> list[str]:
 def test_the_table_says_what_was_claimed_measured_and_decided():
     head, rule, row, *notes = table([judge(CLAIM._replace(note="reworded"), runs_of(1.0))]).split("\n")
     assert len(cells(head)) == len(cells(rule)) == 3
-    said, measured = "**1a** Fewer labels, worse digits. (Day 1)", "fid, 5 seeds<br>labels 60 → 6: +1.01 [+0.998, +1.01]"
+    said = "**1a** Fewer labels, worse digits. (Day 1)"
+    measured = "fid, 5 seeds<br>labels 60 → 6: +1.01 [+0.998, +1.01]"
     assert cells(row) == [said, measured, "**holds**"]
     assert notes == ["", "Notes", "", "- 1a: reworded"]
 
