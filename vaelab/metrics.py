@@ -86,7 +86,9 @@ def _stored_judge(dataset: data.Dataset) -> LeNet:
     path = data.folder() / "judges" / f"{dataset.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.pt"
     if not path.exists():
         content = io.BytesIO()
-        torch.save(_train_judge(dataset).state_dict(), content)
+        with torch.enable_grad():  # the first to ask for it is often an evaluation, without gradients
+            trained = _train_judge(dataset)
+        torch.save(trained.state_dict(), content)
         files.write_whole(path, content.getvalue())
     net = LeNet(dataset.num_classes).to(dataset.train.images.device)
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -309,6 +309,15 @@ def test_training_the_judge_leaves_the_default_generators_alone(digits, monkeypa
     assert unmoved(lambda: metrics.judge(digits))
 
 
+def test_the_judge_can_be_trained_from_within_an_evaluation_without_gradients(digits, monkeypatch, tmp_path):
+    monkeypatch.setenv("VAELAB_DATA", str(tmp_path))
+    monkeypatch.setattr(metrics, "_judges", {})
+    monkeypatch.setattr(metrics, "fit", lambda step, steps, **_: [step(t) for t in range(2)])
+    with torch.no_grad():
+        metrics.judge(digits)
+    assert list((tmp_path / "judges").iterdir())
+
+
 def test_reading_the_judge_leaves_the_default_generators_alone(digits, as_in_a_new_process, no_training):
     assert unmoved(lambda: metrics.judge(digits))
 
