@@ -33,7 +33,7 @@ def images() -> data.Split:
         split = data.load("mnist").train
     except data.Unavailable:
         print("MNIST is not at hand: random images of the same shape instead")
-        split = data.Split(torch.rand(60000, 1, 28, 28), torch.randint(10, (60000,)))
+        split = data.Split(torch.rand(60000, 1, 28, 28, device=device()), torch.randint(10, (60000,), device=device()))
     return data.Split((split.images > 0.5).float(), split.labels)
 
 

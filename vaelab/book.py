@@ -25,7 +25,6 @@ import vaelab
 from vaelab import data, files, runs
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
-TIMEOUT = 1800  # seconds a cell may take, that is, a sweep's next missing runs
 
 
 def say(text: str) -> None:
@@ -66,7 +65,8 @@ def execute(path: Path, preset: str = "book", fresh: bool = False) -> None:
     notebook = nbformat.read(path, as_version=4)
     environment = {"VAELAB_PRESET": preset, "VAELAB_QUIET": "1", "VAELAB_FRESH": "1" if fresh else ""}
     os.environ.update(environment)
-    client = NotebookClient(notebook, timeout=TIMEOUT, startup_timeout=120, kernel_name="python3",
+    timeout = 120 if preset == "smoke" else None  # a cell may hold a sweep of hours
+    client = NotebookClient(notebook, timeout=timeout, startup_timeout=120, kernel_name="python3",
                             resources={"metadata": {"path": str(path.parent)}}, store_widget_state=True)  # fmt: skip
     client.execute()
     _tidy(notebook)
@@ -128,9 +128,13 @@ def _defines(node: ast.AST) -> bool:
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
 
 
+_folders: list[tempfile.TemporaryDirectory] = []
+
+
 def _module(name: str, source: str) -> ModuleType:
     """Make a module from source that `inspect` can find again; what needs a value only a run has is left out."""
-    path = Path(tempfile.mkdtemp()) / f"{name}_definitions.py"
+    _folders.append(tempfile.TemporaryDirectory())  # goes when the process does; until then `inspect` reads from it
+    path = Path(_folders[-1].name) / f"{name}_definitions.py"
     path.write_text(source)
     module = sys.modules[path.stem] = ModuleType(path.stem)
     module.__file__ = str(path)

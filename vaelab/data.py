@@ -10,6 +10,8 @@ import functools
 import gzip
 import hashlib
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +30,18 @@ class Unavailable(RuntimeError):
     """A data set is neither on this machine nor to be had from the network."""
 
 
-class Split(NamedTuple):
-    """Images with their labels."""
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels; `x, y = split` takes them apart, `split[rows]` selects rows of both."""
 
     images: Tensor  # (N, 1, height, width), float32 in [0, 1]
     labels: Tensor  # (N,), int64 in [0, num_classes)
 
-    def __getitem__(self, rows):  # rows of both fields at once, instead of tuple indexing
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.images
+        yield self.labels
+
+    def __getitem__(self, rows: Tensor) -> Split:
         return Split(self.images[rows], self.labels[rows])
 
     def __len__(self) -> int:
@@ -129,7 +136,7 @@ def _torchvision(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
 
 
 def at_hand(name: str) -> bool:
-    """Say whether a data set can be loaded without asking the network: embedded, or its archives are here.
+    """Say whether a data set can be loaded without asking the network: embedded, or its files are here.
 
     >>> at_hand("digits")
     True
@@ -139,7 +146,8 @@ def at_hand(name: str) -> bool:
     if name == "digits":
         return True
     kind = _torchvision_kind(name)
-    return all((folder() / kind.__name__ / "raw" / archive).exists() for archive, _ in kind.resources)
+    archives = [folder() / kind.__name__ / "raw" / archive for archive, _ in kind.resources]
+    return all(archive.exists() or archive.with_suffix("").exists() for archive in archives)
 
 
 def _torchvision_kind(name: str):

@@ -48,6 +48,11 @@ def preset() -> str:
     return name
 
 
+def flag(name: str) -> bool:
+    """Say whether an environment variable asks for something: set, and not to 0, no or false."""
+    return os.environ.get(name, "").lower() not in ("", "0", "no", "false")
+
+
 def device() -> torch.device:
     """Return the device that everything runs on: `VAELAB_DEVICE` if set, else a GPU if there is one."""
     chosen = os.environ.get("VAELAB_DEVICE")
@@ -64,7 +69,7 @@ def seed_everything(seed: int) -> None:
 
 
 def start(seed: int = 0) -> Lab:
-    """Seed everything, choose preset and device, and print one line that says so.
+    """Seed everything, choose preset and device, and print them.
 
     This is the first line of every chapter.
     """

@@ -14,7 +14,7 @@ a metric of the recorded runs and one or more comparisons::
     compare = [{ control = { labels = 6000 }, treatment = { labels = 600 } }]
 
 Runs that share a seed are a pair. The verdict comes from the 95 % interval of the mean paired difference.
-Without `control` the treatment's own values are judged against the threshold.
+Without `control` the treatment's own values must lie above the threshold ("increases") or below it.
 """
 
 from __future__ import annotations
@@ -137,8 +137,9 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
     for entry in tomllib.loads(path.read_text()).get("claim", []):
         absent = [field for field in _REQUIRED if field not in entry]
         unknown = [field for field in entry if field not in Claim._fields]
-        if absent or unknown or entry["id"] in claims:
-            raise ValueError(f"{path}: claim {entry.get('id')!r} lacks {absent}, has unknown {unknown}, or comes twice")
+        if absent or unknown or entry["id"] in claims or not entry["compare"]:
+            wrong = f"lacks {absent}, has unknown {unknown}, compares nothing, or comes twice"
+            raise ValueError(f"{path}: claim {entry.get('id')!r} {wrong}")
         decide(Interval(0, 0, 0, 2), entry["direction"])
         claims[entry["id"]] = Claim(**entry)
     return claims
@@ -193,7 +194,9 @@ def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[
     if len(difference) < 2:
         raise ValueError(f"claim {claim.id}: {dict(pair)} has only seeds {sorted(treatment)}; an interval needs two")
     interval = mean_interval(difference)
-    verdict = decide(interval, claim.direction, claim.threshold)
+    # Without a control, "decreases" means: lies below the threshold.
+    below = control is None and claim.direction == "decreases"
+    verdict = decide(interval, claim.direction, -claim.threshold if below else claim.threshold)
     return Comparison(dict(pair.get("control", {})), dict(pair["treatment"]), interval, verdict)
 
 

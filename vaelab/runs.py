@@ -24,7 +24,6 @@ import inspect
 import io
 import itertools
 import json
-import os
 import platform
 import random
 import re
@@ -42,7 +41,7 @@ from tqdm import tqdm
 
 import vaelab
 from vaelab import files
-from vaelab.lab import device, preset, seed_everything
+from vaelab.lab import device, flag, preset, seed_everything
 from vaelab.training import quiet
 
 Run = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
@@ -102,7 +101,7 @@ def sweep(
         RunsFailed: at the end, with the tracebacks, if runs raised; all others are recorded by then.
     """
     keep = preset() != "smoke"
-    fresh = bool(os.environ.get("VAELAB_FRESH")) if fresh is None else fresh
+    fresh = flag("VAELAB_FRESH") if fresh is None else fresh
     folder = _folder(chapter, folder)
     jobs = [(dict(config), int(seed)) for config, seed in itertools.product(configs, seeds)]
     held = {} if fresh or not keep else _held(run, jobs, folder)
@@ -110,7 +109,7 @@ def sweep(
     failures = []
     bar = tqdm(map_runs(run, [jobs[i] for i in missing]), total=len(missing), desc=chapter, unit="run",
                disable=quiet() or not missing)  # fmt: skip
-    for i, outcome in zip(missing, bar):
+    for outcome, i in zip(bar, missing):  # the bar first, so that it learns of its end
         if isinstance(outcome, Record):
             held[i] = outcome
             problem = _try_save(outcome, _path(folder, run, *jobs[i])) if keep else ""
@@ -215,8 +214,12 @@ def _collect(item: Any, seen: dict[str, str], name: str = "") -> None:
 
 
 def _collect_named(name: str, other: Any, module: str, seen: dict[str, str]) -> None:
-    if isinstance(other, (types.FunctionType, type)) and other.__module__ == module:
-        _collect(other, seen, name if getattr(other, "__name__", "") == "<lambda>" else "")
+    function = inspect.unwrap(other) if callable(other) and hasattr(other, "__wrapped__") else other
+    if isinstance(function, (types.FunctionType, type)) and function.__module__ == module:
+        _collect(function, seen, name if getattr(function, "__name__", "") == "<lambda>" else "")
+    elif type(other) in (list, dict, set):
+        kind = type(other).__name__
+        raise ValueError(f"the run reads {name}, a {kind} that may change: make it a tuple, or configuration")
     elif type(other) in (int, float, str, bool, tuple):
         seen[name] = repr(other)  # a constant of the module
 
@@ -273,6 +276,8 @@ def _essence(node: Any) -> Any:
     fields = {name: value for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_params")}
     if documented:
         fields["body"] = node.body[1:]
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty parts to nested format specifications
+        fields["values"] = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]
     return (type(node).__name__, *((k, _essence(v)) for k, v in fields.items() if v not in (None, [])))
 
 
@@ -309,6 +314,8 @@ def save(record: Record, path: str | Path) -> Path:
     taken = {"file", "header", "allow_pickle"} & arrays.keys()
     if taken:
         raise ValueError(f"a result is named {taken.pop()}, which a record cannot hold; name it otherwise")
+    if any(array.dtype.hasobject for array in arrays.values()):
+        raise ValueError("a result is an array of Python objects, which a record cannot hold; keep numbers in arrays")
     np.savez_compressed(content, header=np.array(json.dumps(header)), **arrays)
     return files.write_whole(path, content.getvalue())
 
@@ -419,7 +426,8 @@ def _with_threads(count: int, call: Callable[[], Record]) -> Record:
 def _compare(record: Record, again: Record, records: Sequence[Record], metric: str, tolerance: float) -> str:
     old, new = record.results[metric], again.results[metric]
     others = [r.results[metric] for r in select(records, **record.config) if r.seed != record.seed]
-    spread = float(np.std([*others, new], ddof=1)) if others else 0.0  # without the value under suspicion
+    # Whichever of the two values is the wrong one must not widen the yardstick.
+    spread = min(float(np.std([*others, value], ddof=1)) for value in (old, new)) if others else 0.0
     line = f"{record.config} seed {record.seed}: {metric} was {old:.6g}, is {new:.6g} (spread {spread:.2g})"
     if new != old and not abs(new - old) <= tolerance * spread:
         raise AuditFailed(line)

@@ -14,7 +14,6 @@ Run the same lines again after a crash, and training goes on where the checkpoin
 from __future__ import annotations
 
 import io
-import os
 import random
 import signal
 import threading
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaelab import files
+from vaelab.lab import flag
 
 Step = Callable[[int], NamedTuple]
 
@@ -102,7 +102,8 @@ def fit(
             of training, because the default generators are put back afterwards.
         evaluate_at: after how many steps (counted from 1) to call it.
         checkpoint: a file to write every `every` steps and at the end, and to resume from if it exists.
-        every: also how often the bar and the check for NaN look at the terms; a look costs a GPU a wait.
+        every: also how often the bar and the check for NaN look at the terms, but at least every 100 steps;
+            a look costs a GPU a wait.
         label: what the progress bar says.
 
     Raises:
@@ -113,6 +114,8 @@ def fit(
     """
     if steps < 1 or every < 1:
         raise ValueError(f"steps is {steps}, every is {every}; both must be at least 1")
+    if checkpoint and state is None:
+        raise ValueError("checkpoint is given, but no state: name everything that changes while training")
     log = _Log()
     first = _resume(checkpoint, state or {}, log) if checkpoint else 0
     if first > steps:
@@ -197,11 +200,8 @@ def _check_finite(block: Tensor, names: tuple[str, ...], before: int) -> None:
 
 def _aside(evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
     """Evaluate without gradients and without moving any default generator."""
-    before = generator_states()
-    with torch.no_grad():
-        numbers = evaluate()
-    set_generator_states(before)
-    return numbers
+    with undisturbed(), torch.no_grad():
+        return evaluate()
 
 
 # Checkpoints
@@ -228,6 +228,16 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put the default generators back afterwards, whatever happens in between."""
+    before = generator_states()
+    try:
+        yield
+    finally:
+        set_generator_states(before)
 
 
 def _part_state(part: Any) -> Any:
@@ -285,7 +295,7 @@ def _resume(path: str | Path, state: Mapping[str, Any], log: _Log) -> int:
 
 def quiet() -> bool:
     """Say whether progress bars keep silent: under CI, and where `VAELAB_QUIET` is set."""
-    return bool(os.environ.get("CI") or os.environ.get("VAELAB_QUIET"))
+    return flag("CI") or flag("VAELAB_QUIET")
 
 
 def _bar(first: int, steps: int, label: str) -> tqdm:

@@ -27,6 +27,12 @@ def test_the_preset_is_the_one_in_the_environment(monkeypatch, name):
     assert lab.start().preset == name
 
 
+@pytest.mark.parametrize("value, meant", [("1", True), ("true", True), ("", False), ("0", False), ("False", False)])
+def test_a_flag_is_set_unless_it_says_no(monkeypatch, value, meant):
+    monkeypatch.setenv("A_FLAG", value)
+    assert lab.flag("A_FLAG") is meant
+
+
 def test_an_unknown_preset_is_refused_with_the_known_ones(monkeypatch):
     monkeypatch.setenv("VAELAB_PRESET", "fast")
     with pytest.raises(ValueError, match="VAELAB_PRESET is 'fast'; it must be one of smoke, book, paper"):

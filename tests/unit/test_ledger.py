@@ -222,6 +222,13 @@ def test_without_a_control_the_treatments_own_values_are_judged():
     assert verdict.comparisons[0].difference == mean_interval([4.0, 4.1, 3.9]) and verdict.comparisons[0].control == {}
 
 
+@pytest.mark.parametrize("threshold, verdict", [(5.0, "holds"), (3.0, "does not hold"), (4.0, "undecided")])
+def test_without_a_control_decreases_means_below_the_threshold(threshold, verdict):
+    claim = CLAIM._replace(compare=[{"treatment": {"labels": 6}}], direction="decreases", threshold=threshold)
+    records = [record(6, seed, value) for seed, value in enumerate([4.0, 4.1, 3.9])]
+    assert judge(claim, records).verdict == verdict
+
+
 def test_a_configuration_that_fits_several_is_refused():
     records = runs_of(1.0) + [record(6, 0, 1.0, dataset="digits")]
     with pytest.raises(ValueError, match="claim 1a: {'labels': 6} fits several configurations"):

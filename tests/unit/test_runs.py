@@ -602,6 +602,53 @@ def test_a_tampered_value_fails_however_few_the_seeds(tmp_path, by, seeds):
         audit(records)
 
 
+@pytest.mark.parametrize("value", [0.0, 1e3, -1e6])
+def test_a_package_that_now_computes_something_else_fails(tmp_path, monkeypatch, value):
+    records = [r for r in sweep(tmp_path, function=noisy, seeds=range(5)) if r.config["a"] == 1]
+    records = [tampered(r, 100.0) for r in records]  # so that 0 is far off, too
+    monkeypatch.setattr(torch, "randn", lambda size: torch.full(size, value))
+    with pytest.raises(AuditFailed, match="x was"):
+        audit(records)
+
+
+def module_of(tmp_path, source: str):
+    path = tmp_path / "a_notebook.py"
+    path.write_text(textwrap.dedent(source))
+    spec = importlib.util.spec_from_file_location("a_notebook", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_cached_helper_counts_for_the_fingerprint(tmp_path):
+    source = """
+    import functools
+    @functools.lru_cache
+    def helper():
+        return {number}
+    def run(config, seed):
+        return {{"x": helper()}}
+    """
+    prints = []
+    for number in (1, 2):
+        (folder := tmp_path / str(number)).mkdir()
+        prints.append(runs.fingerprint(module_of(folder, source.format(number=number)).run))
+    assert prints[0] != prints[1]
+
+
+def test_a_run_that_reads_what_may_change_unseen_is_refused(tmp_path):
+    module = module_of(tmp_path, "WIDTHS = [1]\ndef run(config, seed):\n    return {'x': WIDTHS[0]}\n")
+    with pytest.raises(ValueError, match="reads WIDTHS, a list"):
+        runs.fingerprint(module.run)
+
+
+def test_an_array_of_objects_is_no_result(tmp_path):
+    record = Record({}, 0, {"x": np.array([None, 1.0])}, {})
+    with pytest.raises(ValueError, match="Python objects"):
+        runs.save(record, tmp_path / "record.npz")
+    assert not (tmp_path / "record.npz").exists()
+
+
 def test_a_value_lost_to_nan_fails(tmp_path):
     records = sweep(tmp_path, function=noisy, seeds=range(3))
     records[1] = tampered(records[1], float("nan"))

@@ -265,7 +265,7 @@ def test_a_checkpoint_between_two_looks_at_the_terms_holds_all_of_them(checkpoin
 
 def test_a_checkpoint_between_two_looks_at_the_terms_is_not_written_of_a_spoilt_training(checkpoint):
     with pytest.raises(NotFinite, match="at step 125"):
-        fit(spoilt_from(125), 300, checkpoint=checkpoint, every=130)
+        fit(spoilt_from(125), 300, state={}, checkpoint=checkpoint, every=130)
     assert not checkpoint.exists()
 
 
@@ -283,10 +283,23 @@ def test_a_finished_run_can_be_prolonged(checkpoint):
     assert same(resumed(checkpoint, 60), resumed(checkpoint.with_name("in one go.pt"), 60))
 
 
+def test_a_checkpoint_of_nothing_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="name everything that changes"):
+        fit(no_step, 5, checkpoint=checkpoint)
+
+
+def test_what_is_drawn_in_between_can_be_undone_whatever_happens():
+    before = training.generator_states()["torch"]
+    with pytest.raises(OSError), training.undisturbed():
+        torch.randn(3)
+        raise OSError
+    assert training.generator_states()["torch"].equal(before)
+
+
 def test_fewer_steps_than_the_checkpoint_has_are_refused(checkpoint):
-    finished(60, checkpoint=checkpoint)
+    finished(60, state={}, checkpoint=checkpoint)
     with pytest.raises(CannotResume, match="60.*40"):
-        finished(40, checkpoint=checkpoint)
+        finished(40, state={}, checkpoint=checkpoint)
 
 
 def test_a_checkpoint_is_written_every_so_often_and_at_the_end(checkpoint, monkeypatch):
@@ -345,7 +358,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_kept(checkpoint, kind):
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(GARBAGE[kind])
     with pytest.raises(CannotResume, match="Move it away to start anew") as raised:
-        fit(no_step, 5, checkpoint=checkpoint)
+        fit(no_step, 5, state={}, checkpoint=checkpoint)
     assert str(checkpoint) in str(raised.value)
     assert checkpoint.read_bytes() == GARBAGE[kind]
 
@@ -419,7 +432,7 @@ def test_a_second_ctrl_c_stops_at_once(checkpoint):
         done.append(t)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(step, 60, checkpoint=checkpoint)
+        fit(step, 60, state={}, checkpoint=checkpoint)
     assert done == [] and not checkpoint.exists()
 
 

@@ -41,7 +41,7 @@ class CVAETerms(NamedTuple):
 
 
 class CVAE(nn.Module):
-    """A CVAE with one-hidden-layer networks for small images.
+    """A CVAE with fully connected networks for small images.
 
     Args:
         size: images are (N, 1, size, size).
@@ -77,8 +77,9 @@ class CVAE(nn.Module):
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw one image for each of (N,) labels: (N, 1, size, size), the pixel means in [0, 1]."""
-        weight = next(self.decoder.parameters())  # the codes are drawn in its type, where it lives
-        z = torch.randn(len(labels), self.latent_dim, generator=generator, dtype=weight.dtype).to(labels.device)
+        dtype = next(self.decoder.parameters()).dtype
+        place = generator.device if generator else labels.device  # a CPU generator draws alike on every machine
+        z = torch.randn(len(labels), self.latent_dim, generator=generator, dtype=dtype, device=place).to(labels.device)
         return self.decoder(z, one_hot(labels, self.num_classes)).sigmoid()
 
 

@@ -87,7 +87,7 @@ class LatentExplorer(Slider):
             logits = x @ weight.reshape(len(x), width) + bias  # (in,) -> (out,)
             x = np.maximum(logits, 0)
         side = math.isqrt(self.widths[-1])
-        return (1 / (1 + np.exp(-logits))).reshape(side, side)  # (side²,) -> (side, side)
+        return (0.5 * (1 + np.tanh(0.5 * logits))).reshape(side, side)  # (side²,) -> (side, side)
 
     def still(self) -> np.ndarray:
         """Return every class at the present z, a row for each decoder: (decoders · side, classes · side)."""
