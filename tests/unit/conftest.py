@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-from vaelab import data
+from vaelab import data, metrics
 from vaelab.lab import seed_everything
 
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
@@ -61,6 +61,7 @@ def offline(monkeypatch):
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> Path:
     """The data folder of all tests that do not bring their own: a judge trained there serves them all."""
+    metrics._judges.clear()  # those of tests elsewhere, which read another folder
     return tmp_path_factory.mktemp("data")
 
 
