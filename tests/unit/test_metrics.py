@@ -332,12 +332,11 @@ def test_a_judge_wants_images_of_28_by_28():
         metrics.judge(data.load("digits"))
 
 
-def test_the_judge_of_mnist_reaches_99_of_100(readers_data, monkeypatch):
-    """The yardstick of the book's numbers. It is checked where somebody has trained it, and costs nothing elsewhere."""
-    if not list((readers_data / "judges").glob("mnist-*.pt")) or not list((readers_data / "MNIST").glob("raw/*.gz")):
-        pytest.skip("no judge of MNIST in the data folder")
-    monkeypatch.setattr(metrics, "fit", lambda *_, **__: pytest.skip("no judge of MNIST by today's recipe"))
-    assert metrics.judge(data.load("mnist", device="cpu")).accuracy >= 0.99
+@pytest.mark.parametrize("name, least", [("mnist", 0.99), ("fashion-mnist", 0.89)])
+def test_the_judges_of_the_books_numbers_are_those_in_the_package(readers_data, no_training, name, least):
+    if not data.at_hand(name):
+        pytest.skip(f"{name} is not in the data folder")
+    assert metrics.judge(data.load(name, device="cpu")).accuracy >= least
 
 
 # All yardsticks together
