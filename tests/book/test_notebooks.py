@@ -74,6 +74,12 @@ def test_cells_are_short(notebook):
     assert {first: length for first, length in lengths.items() if length > LONGEST_CELL} == {}
 
 
+def test_marks_for_comparing_outputs_stand_alone_on_their_line_where_nbval_sees_them(notebook):
+    for cell in code_cells(notebook):
+        lines = [line.strip() for line in cell.source.splitlines() if "NBVAL_CHECK_OUTPUT" in line]
+        assert all(line == "# NBVAL_CHECK_OUTPUT" for line in lines)
+
+
 def test_the_colab_badge_and_the_setup_cell_point_here(path, notebook):
     owner = REPOSITORY["url"].removeprefix("https://github.com/")
     target = f"https://colab.research.google.com/github/{owner}/blob/{REPOSITORY['branch']}/book/{path.name}"
