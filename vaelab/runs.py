@@ -394,7 +394,8 @@ def audit(
         AuditFailed: a value moved further, or the function is no longer the one that was recorded.
     """
     lines, left = [], minutes
-    stale = [r for r in records if r.meta["fingerprint"] != fingerprint(run)]
+    today = fingerprint(run)  # parses the run's source: once, not for every record
+    stale = [r for r in records if r.meta["fingerprint"] != today]
     if stale:
         raise AuditFailed(f"{len(stale)} of {len(records)} records of {run.__name__} are stale: train them anew")
     for record in random.Random(seed).sample(list(records), len(records)):

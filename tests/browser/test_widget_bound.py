@@ -9,12 +9,12 @@ import json
 import math
 import re
 import shutil
-import statistics
 from pathlib import Path
 
 import pytest
 import torch
 from ipywidgets.embed import dependency_state
+from looks import TIME_FRAMES, assert_controls_fit, median_redraw
 from torch.distributions import Normal, kl_divergence
 
 import vaelab.widgets
@@ -32,12 +32,6 @@ document.documentElement.dataset.theme = dark ? "dark" : "light";
 </script></head><body><script type="application/vnd.jupyter.widget-view+json">{view}</script>
 <script type="application/vnd.jupyter.widget-state+json">{state}</script>
 <script src="host.js"></script></body></html>"""
-TIME_FRAMES = """window.frames_ms = [];
-const ask = window.requestAnimationFrame.bind(window);
-window.requestAnimationFrame = (draw) => ask((time) => {
-    const start = performance.now(); draw(time); window.frames_ms.push(performance.now() - start); });"""
-
-
 @pytest.mark.parametrize("x, s, mu, log_sigma", [(1.5, 1.0, 0.0, 0.0), (-2.0, 0.3, 1.2, -1.5), (0.4, 3.0, -2.5, 0.7)])
 def test_a_straight_decoder_has_a_gaussian_posterior(x, s, mu, log_sigma):
     bound = BoundExplorer(x=x, s=s, mu=mu, log_sigma=log_sigma).numbers()
@@ -204,13 +198,7 @@ def test_the_best_q_closes_the_gap_where_it_can_be_closed(shown):
 def test_a_move_redraws_within_a_frame(shown):
     page = shown(BoundExplorer(), script=TIME_FRAMES).page
     slider = page.get_by_role("slider", name="mean μ")
-    for _ in range(20):
-        count = page.evaluate("frames_ms.length")
-        slider.press("ArrowRight")
-        page.wait_for_function(f"frames_ms.length > {count}", polling=20)
-    median = statistics.median(page.evaluate("frames_ms"))
-    print(f"median redraw: {median:.1f} ms")
-    assert median < 16
+    assert median_redraw(page, slider) < 16
 
 
 @pytest.mark.browser
@@ -218,11 +206,6 @@ def test_a_move_redraws_within_a_frame(shown):
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_controls_fit(shown, width, dark):
     page = shown(BoundExplorer(), width=width, dark=dark).page
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    controls = page.locator(".vaelab-slider input, .vaelab-slider button").all()
-    assert all(control.get_attribute("data-lm-suppress-shortcuts") == "true" for control in controls)
-    boxes = [control.bounding_box() for control in controls]
-    assert min(min(box["width"], box["height"]) for box in boxes) >= 24
-    assert max(box["x"] + box["width"] for box in boxes) <= width
+    assert_controls_fit(page, width)
     ground = "rgb(206, 214, 221)" if dark else "rgb(0, 0, 0)"
     assert page.locator("svg text").first.evaluate("(text) => getComputedStyle(text).fill") == ground

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import statistics
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from ipywidgets.embed import dependency_state
+from looks import TIME_FRAMES, assert_controls_fit, median_redraw
 from torch import nn
 
 import vaelab.widgets
@@ -200,22 +200,10 @@ def test_browser_and_torch_agree(explorer, decoders, open_page, tmp_path):
     assert worst <= 1 / 255
 
 
-TIME_FRAMES = """window.frames_ms = [];
-const ask = window.requestAnimationFrame.bind(window);
-window.requestAnimationFrame = (draw) => ask((time) => {
-    const start = performance.now(); draw(time); window.frames_ms.push(performance.now() - start); });"""
-
-
 def test_a_move_redraws_within_a_frame(explorer, open_page, tmp_path):
     page = open_page(write_page(tmp_path, explorer).as_uri(), script=TIME_FRAMES).page
     slider = page.get_by_role("slider", name="z1")
-    for _ in range(20):
-        count = page.evaluate("frames_ms.length")
-        slider.press("ArrowRight")
-        page.wait_for_function(f"frames_ms.length > {count}", polling=20)
-    median = statistics.median(page.evaluate("frames_ms"))
-    print(f"median redraw: {median:.1f} ms")
-    assert median < 16
+    assert median_redraw(page, slider) < 16
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -223,13 +211,7 @@ def test_a_move_redraws_within_a_frame(explorer, open_page, tmp_path):
 def test_controls_fit(explorer, open_page, tmp_path, width, dark):
     page = open_page(write_page(tmp_path, explorer).as_uri(), width=width, dark=dark).page
     page.locator(".vaelab-slider").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    controls = page.locator(".vaelab-slider input, .vaelab-slider button").all()
-    # JupyterLab takes the arrow keys from any control without this mark.
-    assert all(control.get_attribute("data-lm-suppress-shortcuts") == "true" for control in controls)
-    boxes = [control.bounding_box() for control in controls]
-    assert min(min(box["width"], box["height"]) for box in boxes) >= 24
-    assert max(box["x"] + box["width"] for box in boxes) <= width
+    assert_controls_fit(page, width)
     ink = page.locator(".vs-picture").first.evaluate("(canvas) => getComputedStyle(canvas).filter")
     assert ink == ("invert(1)" if dark else "none")
 
