@@ -1,12 +1,16 @@
 """Every KL term of the book, in nats.
 
-Each function says whether it sums or averages, over which axes. Nothing here averages over the batch.
+Each function says whether it sums or averages, over which axes. No term here is averaged over the batch;
+`balance_kl` takes batch means for its coefficients alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 def gaussian_kl(
@@ -27,3 +31,120 @@ def gaussian_kl(
     # expm1 keeps the difference of two nearly equal numbers exact near the prior, where collapse lives.
     shift = (mu - prior_mu).pow(2) * torch.exp(-torch.as_tensor(prior_logvar, dtype=mu.dtype))
     return 0.5 * (torch.expm1(log_ratio) - log_ratio + shift)
+
+
+class Balanced(NamedTuple):
+    """What `balance_kl` returns."""
+
+    kl: Tensor  # (N,) what to put in the place of kl.sum(1): sum over groups of gamma_i K_i, nats
+    gamma: Tensor  # (G,) the coefficients: detached, positive, their sum is G
+    kl_groups: Tensor  # (G,) mean KL of each group over the whole batch, nats, detached: for the log
+
+
+def balance_kl(
+    kl: Tensor, sizes: Tensor | Sequence[float] | None = None, *, strength: float = 1.0, floor: float = 1e-3
+) -> Balanced:
+    r"""Weigh the KL terms of latent groups so that groups with much KL pay more, groups with little pay less.
+
+    In the objective of any hierarchical VAE, replace the sum over groups by one line::
+
+        loss = nll + beta * balance_kl(kl, sizes, strength=balancing_phase(t, until=warm_up)).kl
+
+    With w_i the batch mean of K_i, held at zero or above and lifted by the floor, and a_i the sizes,
+
+    .. math:: \gamma_i = G \, \frac{w_i / a_i}{\sum_j w_j / a_j}, \qquad
+              \texttt{kl} = \sum_i \gamma_i K_i, \qquad \gamma_i \leftarrow 1 + \texttt{strength} \, (\gamma_i - 1).
+
+    No gradient flows through gamma: it only sets the price of a nat in each group. While `strength` is above
+    zero the result is no bound on anything; at zero it is exactly `kl.sum(1)`.
+
+    Args:
+        kl: (N, G) KL of each of G groups for each of N examples, nats, summed within the group. Estimates
+            from single draws, which may be negative, are welcome. Half precision is summed in float32.
+        sizes: (G,) positive sizes to divide by, up to a common factor: the positions of each group's map
+            (NVAE's maintainer), `sizes_by_scale` of them (NVAE as shipped). None: all alike (DVAE++).
+        strength: 1 balances, 0 leaves the bound alone, between them is between; see `balancing_phase`.
+        floor: share of the mean w added to each w, so that a group with no KL at all keeps a price. Relative,
+            so that it does not matter whether KL is counted in nats, in bits or per pixel.
+
+    When `torch.distributed` is running, w is the mean over the batches of all processes.
+
+    Raises:
+        ValueError: `kl` is not (N, G) with N and G at least 1, or its means are not finite; sizes of another
+            length, or not positive; a strength outside [0, 1]; a floor that is not positive.
+
+    Source: Vahdat et al. 2018 (arXiv 1802.04920), section H; Vahdat and Kautz 2020 (arXiv 2007.03898),
+    appendix A; the form by the maintainer of NVAE in its issue 26. Not to be confused with "KL balancing"
+    in DreamerV2, which splits one KL between prior and posterior.
+
+    >>> balance_kl(torch.tensor([[3.0, 1.0]]), floor=1e-9)
+    Balanced(kl=tensor([5.]), gamma=tensor([1.5000, 0.5000]), kl_groups=tensor([3., 1.]))
+    """
+    kl, a = _checked_groups(kl, sizes)
+    if not 0 <= strength <= 1 or not floor > 0:
+        raise ValueError(f"strength is {strength}, floor is {floor}; they must lie in [0, 1] and above 0")
+    kl_groups = _mean_over_processes(kl.detach())  # (G,)
+    if not torch.isfinite(kl_groups).all():
+        raise ValueError(f"the mean KL of the groups is {kl_groups.tolist()}; it must be finite")
+    if strength == 0:
+        return Balanced(kl.sum(1), torch.ones_like(kl_groups), kl_groups)
+    w = kl_groups.clamp(min=0)
+    w = w / w.max().clamp(min=torch.finfo(w.dtype).tiny)  # only ratios matter; huge ones must not overflow
+    price = (w + floor * w.mean() + torch.finfo(w.dtype).tiny ** 0.5) / a  # never all zero
+    gamma = 1 + strength * (price / price.mean() - 1)
+    return Balanced(kl @ gamma, gamma, kl_groups)
+
+
+def _checked_groups(kl: Tensor, sizes: Tensor | Sequence[float] | None) -> tuple[Tensor, Tensor]:
+    """Return (N, G) KL, in float32 at least, and (G,) sizes with mean 1 beside it."""
+    if kl.ndim != 2 or 0 in kl.shape:
+        raise ValueError(f"kl has shape {tuple(kl.shape)}; it must be (batch, groups), one or more of each")
+    kl = kl.float() if kl.dtype in (torch.float16, torch.bfloat16) else kl
+    if sizes is None:
+        return kl, torch.ones_like(kl[0].detach())
+    a = torch.as_tensor(sizes, dtype=kl.dtype, device=kl.device)
+    if a.shape != kl.shape[1:] or not bool((a > 0).all()):
+        raise ValueError(f"sizes are {a.tolist()}; there must be {kl.shape[1]} of them, one a group, all positive")
+    return kl, a / a.mean()
+
+
+def _mean_over_processes(kl: Tensor) -> Tensor:
+    """Return the (G,) mean of (N, G) over the batch: over those of all processes, if several train."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return kl.mean(0)
+    total = torch.cat([kl.sum(0), kl.new_tensor([len(kl)])])  # (G + 1,), so batches may differ in length
+    distributed.all_reduce(total)
+    return total[:-1] / total[-1]
+
+
+def sizes_by_scale(sizes: Tensor | Sequence[float]) -> Tensor:
+    """Divide each group's size by the number of groups of that size: (G,) -> (G,) float32.
+
+    With these in `balance_kl`, a scale is weighed by the KL of all its groups together, as NVAE's code does;
+    with the plain sizes each group is weighed by its own, as its maintainer's simplification says. The two
+    agree where every scale has equally many groups.
+
+    >>> sizes_by_scale([16, 64, 64])
+    tensor([16., 32., 32.])
+    """
+    a = torch.as_tensor(sizes, dtype=torch.float32)
+    return a / (a[:, None] == a).sum(1)
+
+
+def balancing_phase(step: int, until: int, fade: int = 0) -> float:
+    """Return the strength of balancing at a step: 1 before `until`, then 0, or a line down to 0 over `fade` steps.
+
+    It asks for the phase of training and not whether beta is below 1, as NVAE's code does: with a final beta
+    below 1 that gate never closes, and without a warm-up it never opens.
+
+    Raises:
+        ValueError: `until` or `fade` is negative.
+
+    >>> [balancing_phase(t, until=2, fade=2) for t in range(5)]
+    [1.0, 1.0, 1.0, 0.5, 0.0]
+    """
+    if until < 0 or fade < 0:
+        raise ValueError(f"until is {until}, fade is {fade}; both count steps and must be at least 0")
+    if step < until:
+        return 1.0
+    return max(0.0, 1 - (step - until) / fade) if fade else 0.0

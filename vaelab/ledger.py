@@ -15,6 +15,11 @@ a metric of the recorded runs and one or more comparisons::
 
 Runs that share a seed are a pair. The verdict comes from the 95 % interval of the mean paired difference.
 Without `control` the treatment's own values must lie above the threshold ("increases") or below it.
+"Not worse by more than 0.5" is a decrease with the threshold -0.5.
+
+Two fields are optional. `seeds` says how many pairs the verdict needs (default 5). With `of = "stray"` what is
+compared is not the metric but how far it lies from its mean over the other seeds, summed over its entries:
+for a claim that seeds differ less.
 """
 
 from __future__ import annotations
@@ -52,6 +57,8 @@ class Claim(NamedTuple):
     threshold: float
     compare: list[dict[str, dict[str, Any]]]
     note: str = ""  # why it was changed after registration, if it was
+    seeds: int = 5  # how many pairs a verdict needs
+    of: str = "value"  # or "stray": the distance from the mean of the other seeds
 
 
 class Interval(NamedTuple):
@@ -141,6 +148,8 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
             wrong = f"lacks {absent}, has unknown {unknown}, compares nothing, or comes twice"
             raise ValueError(f"{path}: claim {entry.get('id')!r} {wrong}")
         decide(Interval(0, 0, 0, 2), entry["direction"])
+        if entry.get("seeds", 2) < 2 or entry.get("of", "value") not in ("value", "stray"):
+            raise ValueError(f"{path}: claim {entry['id']!r} needs seeds of 2 or more, and of 'value' or 'stray'")
         claims[entry["id"]] = Claim(**entry)
     return claims
 
@@ -188,11 +197,11 @@ def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[
     if "control" in pair:
         control = _by_seed(claim, records, pair["control"])
         shared = sorted(treatment.keys() & control.keys())
-        if len(shared) < 2:
+        if len(shared) < claim.seeds:
             raise ValueError(f"claim {claim.id}: the runs of {dict(pair)} share only the seeds {shared}, too few pairs")
         difference = [treatment[seed] - control[seed] for seed in shared]
-    if len(difference) < 2:
-        raise ValueError(f"claim {claim.id}: {dict(pair)} has only seeds {sorted(treatment)}; an interval needs two")
+    if len(difference) < claim.seeds:
+        raise ValueError(f"claim {claim.id}: {dict(pair)} has only seeds {sorted(treatment)}, not {claim.seeds}")
     interval = mean_interval(difference)
     # Without a control, "decreases" means: lies below the threshold.
     below = control is None and claim.direction == "decreases"
@@ -208,7 +217,16 @@ def _by_seed(claim: Claim, records: list[runs.Record], wanted: Mapping[str, Any]
     absent = [r.seed for r in chosen if claim.metric not in r.results]
     if absent:
         raise ValueError(f"claim {claim.id}: {claim.metric} is missing from records of {dict(wanted)}, seeds {absent}")
-    return {r.seed: float(r.results[claim.metric]) for r in chosen}
+    values = {r.seed: np.asarray(r.results[claim.metric], dtype=float) for r in chosen}
+    return _stray(values) if claim.of == "stray" else {seed: float(value) for seed, value in values.items()}
+
+
+def _stray(values: Mapping[int, np.ndarray]) -> dict[int, float]:
+    """Return, for each seed, the distance of its value from the mean of the others, summed over entries."""
+    if len(values) < 2:
+        return dict.fromkeys(values, 0.0)
+    total = sum(values.values())
+    return {s: float(np.abs(v - (total - v) / (len(values) - 1)).sum()) for s, v in values.items()}
 
 
 def _words(c: Comparison) -> str:

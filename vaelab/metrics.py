@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -261,7 +261,89 @@ def sample_report(dataset: data.Dataset, images: Tensor, labels: Tensor) -> Samp
     )
 
 
+# Which latents are alive?
+
+
+class GroupReport(NamedTuple):
+    """How a hierarchical model spreads its KL over its latent groups, top group first."""
+
+    kl: Tensor  # (G,) nats per image in each group
+    per_unit: Tensor  # (G,) the same, divided by the number of units of the group
+    active: Tensor  # (G,) int64, units with a KL above `unit_nats`
+    units: Tensor  # (G,) int64, units in all
+    effective: float  # how many groups it would be, were the KL spread evenly; see `effective_groups`
+    dead: tuple[int, ...]  # the groups below `dead_below` nats, counted from 1 at the top
+
+    def _repr_markdown_(self) -> str:
+        """Say it in a notebook, dead groups in bold."""
+        lines = ["| group | KL, nats | active units | |", "| --- | --- | --- | --- |"]
+        for i, (kl, active, units) in enumerate(zip(self.kl.tolist(), self.active.tolist(), self.units.tolist()), 1):
+            lines.append(f"| {i} | {kl:.2f} | {active} of {units} | {'**dead**' if i in self.dead else ''} |")
+        return "\n".join([*lines, "", f"Effective groups: {self.effective:.2f} of {len(self.kl)}"])
+
+
+def group_report(kl_units: Sequence[Tensor], dead_below: float = 1.0, unit_nats: float = 0.01) -> GroupReport:
+    """Report on the latent groups of a hierarchical VAE, from the mean KL of each of their units.
+
+    Args:
+        kl_units: one tensor for each group, of any shape: the KL of every unit, averaged over images, nats.
+        dead_below: a group with less than so many nats per image in all counts as dead.
+        unit_nats: a unit with more than so many nats counts as active (Sonderby et al. 2016, section 3.1).
+
+    Raises:
+        ValueError: no groups, or a KL that is not finite.
+    """
+    if not kl_units or not all(bool(torch.isfinite(units).all()) and units.numel() for units in kl_units):
+        raise ValueError("kl_units must hold one tensor of finite numbers for every group, and one group at least")
+    kl = torch.stack([units.double().sum() for units in kl_units]).cpu()
+    active = torch.tensor([int((units > unit_nats).sum()) for units in kl_units])
+    units = torch.tensor([units.numel() for units in kl_units])
+    dead = tuple(i for i, nats in enumerate(kl.tolist(), 1) if nats < dead_below)
+    return GroupReport(kl, kl / units, active, units, effective_groups(kl), dead)
+
+
+def effective_groups(kl: Tensor) -> float:
+    """Return exp(entropy) of the shares that G groups have in the KL (G,): from 1, one has it all, to G, all alike.
+
+    A KL below zero, as an estimate from one draw may be, counts as zero. No KL at all: 0.
+
+    Raises:
+        ValueError: `kl` is not one row of finite numbers.
+
+    >>> round(effective_groups(torch.tensor([2.0, 2.0, 0.0])), 6)
+    2.0
+    """
+    if kl.ndim != 1 or not len(kl) or not bool(torch.isfinite(kl).all()):
+        raise ValueError(f"kl is {kl.tolist()}; it must be one row of finite numbers, one for each group")
+    shares = kl.double().clamp(min=0)
+    if not shares.sum() > 0:
+        return 0.0
+    shares = shares / shares.sum()
+    return torch.exp(torch.special.entr(shares).sum()).item()
+
+
 # How well is the data explained?
+
+
+def importance_weighted_bound(log_weights: Tensor) -> Tensor:
+    """Return the (N,) importance-weighted bounds on log p(x) of K draws: (K, N) log weights, nats.
+
+    With one draw its mean is the ELBO; it rises with K, and reaches log p(x) as K grows without end.
+
+    Args:
+        log_weights: (K, N) log p(x, z_k) - log q(z_k|x), z_k drawn from q.
+
+    Raises:
+        ValueError: not (K, N), or no draws.
+
+    Source: Burda, Grosse and Salakhutdinov 2016 (arXiv 1509.00519), equation 8.
+
+    >>> importance_weighted_bound(torch.tensor([[0.0], [0.0]]))
+    tensor([0.])
+    """
+    if log_weights.ndim != 2 or not len(log_weights):
+        raise ValueError(f"log_weights has shape {tuple(log_weights.shape)}; it must be (draws, images), draws >= 1")
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 @torch.no_grad()

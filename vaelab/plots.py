@@ -11,6 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vaelab.ledger import Interval, mean_interval
+from vaelab.metrics import GroupReport, effective_groups
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -115,6 +117,65 @@ def intervals(axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np
         axes.errorbar(x, y, bars, label=name, **style)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
+
+
+def group_portrait(
+    at: Sequence[float], kl_groups: np.ndarray, sides: Sequence[int], report: GroupReport, until: float | None = None
+) -> Figure:
+    """Return one picture of a hierarchical model's latent groups: KL in all and per unit, effective groups, dead ones.
+
+    Args:
+        at: (k,) steps, ascending. kl_groups: (k, G) KL of each group then, nats, top group first.
+        sides: (G,) side of each group's map, for the labels. report: the groups at the end of training.
+        until: a step to mark in every panel over time, such as the end of balancing.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    kl_groups = np.asarray(kl_groups, dtype=float)
+    count = len(report.kl)
+    if kl_groups.shape != (len(at), count) or len(sides) != count:
+        raise ValueError(f"kl_groups is {kl_groups.shape}, with {len(at)} steps, {len(sides)} sides, {count} groups")
+    figure, axes = subplots(2, 2, width=9.0, height=1.9 + 0.42 * count)
+    names = [f"{i}: {side}×{side}" for i, side in enumerate(sides, 1)]
+    _group_map(axes[0, 0], at, kl_groups, names, "KL of a group, nats", (0.1, 30.0))
+    _group_map(axes[0, 1], at, kl_groups / report.units.numpy(), names, "KL per unit, nats", (0.003, 1.0))
+    axes[1, 0].plot(at, [effective_groups(torch.from_numpy(kl)) for kl in kl_groups], color=COLOURS[0])
+    axes[1, 0].set(title=f"Effective groups, of {count}", xlabel="step", ylim=(0, count + 0.3))
+    for ax in (axes[0, 0], axes[0, 1], axes[1, 0]):
+        ax.set_xlim(at[0], at[-1])
+        if until is not None:
+            ax.axvline(until, color=INK, linestyle=":", linewidth=1.6)
+    _active_bars(axes[1, 1], names, report)
+    return figure
+
+
+def _group_map(
+    axes: Axes, at: Sequence[float], values: np.ndarray, names: Sequence[str], title: str, limits: tuple[float, float]
+) -> None:
+    """Draw (k, G) values as colours over time, the top group in the top row; at the right their last ones."""
+    edges = np.concatenate([[at[0]], (np.asarray(at[1:]) + np.asarray(at[:-1])) / 2, [at[-1]]])  # (k + 1,)
+    norm = matplotlib.colors.LogNorm(*limits, clip=True)
+    mesh = axes.pcolormesh(edges, np.arange(len(names) + 1), values.T, norm=norm, cmap="viridis")
+    axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30).outline.set_visible(False)
+    axes.set_yticks(np.arange(len(names)) + 0.5, names)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set(title=title, xlabel="step")
+
+
+def _active_bars(axes: Axes, names: Sequence[str], report: GroupReport) -> None:
+    """Draw the share of active units of each group, and say which groups are dead."""
+    share = (report.active / report.units).numpy()
+    places = np.arange(len(names))
+    axes.barh(places, share, color=COLOURS[2], height=0.7)
+    for i, (active, units) in enumerate(zip(report.active.tolist(), report.units.tolist())):
+        dead = "  dead" if i + 1 in report.dead else ""
+        axes.text(share[i] + 0.02, i, f"{active} of {units}{dead}", va="center", fontsize=9)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set(title="Share of active units at the end", xlim=(0, 1.45), xticks=(0, 0.5, 1))
 
 
 def _enough_colours(series: Mapping) -> None:

@@ -215,7 +215,7 @@ def test_a_comparison_without_runs_is_refused_by_the_claims_name(compare):
 
 
 def test_without_a_control_the_treatments_own_values_are_judged():
-    claim = CLAIM._replace(compare=[{"treatment": {"labels": 6}}], threshold=3.0)
+    claim = CLAIM._replace(compare=[{"treatment": {"labels": 6}}], threshold=3.0, seeds=3)
     records = [record(6, seed, value) for seed, value in enumerate([4.0, 4.1, 3.9])]
     verdict = judge(claim, records + [record(60, 0, -100.0)])
     assert verdict.verdict == "holds"
@@ -224,7 +224,7 @@ def test_without_a_control_the_treatments_own_values_are_judged():
 
 @pytest.mark.parametrize("threshold, verdict", [(5.0, "holds"), (3.0, "does not hold"), (4.0, "undecided")])
 def test_without_a_control_decreases_means_below_the_threshold(threshold, verdict):
-    claim = CLAIM._replace(compare=[{"treatment": {"labels": 6}}], direction="decreases", threshold=threshold)
+    claim = CLAIM._replace(compare=[{"treatment": {"labels": 6}}], direction="decreases", threshold=threshold, seeds=3)
     records = [record(6, seed, value) for seed, value in enumerate([4.0, 4.1, 3.9])]
     assert judge(claim, records).verdict == verdict
 
@@ -307,3 +307,38 @@ def test_a_comparison_is_told_by_what_differs(control, treatment, words):
     interval = Interval(1.0, 0.5, 1.5, 5)
     verdict = Verdict(CLAIM, [Comparison(control, treatment, interval, "holds")], "holds")
     assert f"- {words}: fid +1 " in verdict._repr_markdown_() and f"<br>{words}: +1 " in table([verdict])
+
+
+def test_a_verdict_needs_as_many_pairs_as_were_registered():
+    records = runs_of(1.0, seeds=range(4))
+    with pytest.raises(ValueError, match=r"claim 1a: .*seeds \[0, 1, 2, 3\]"):
+        judge(CLAIM, records)
+    assert judge(CLAIM._replace(seeds=4), records).verdict == "holds"
+    alone = CLAIM._replace(compare=[{"treatment": {"labels": 6}}])
+    with pytest.raises(ValueError, match="not 5"):
+        judge(alone, records)
+
+
+@pytest.mark.parametrize("bad", ["seeds = 1", 'of = "variance"'])
+def test_too_few_seeds_and_unknown_statistics_are_refused_when_read(tmp_path, bad):
+    path = tmp_path / "claims.toml"
+    path.write_text(TOML.replace("[[claim]]", f"[[claim]]\n{bad}", 1))
+    with pytest.raises(ValueError, match="seeds of 2 or more"):
+        ledger.load(path)
+
+
+def test_not_worse_by_more_than_a_margin_is_a_decrease_with_a_negative_threshold():
+    margin = CLAIM._replace(direction="decreases", threshold=-0.5)
+    assert judge(margin, runs_of(0.3)).verdict == "holds"
+    assert judge(margin, runs_of(0.9)).verdict == "does not hold"
+
+
+def test_straying_seeds_are_measured_from_the_mean_of_the_others():
+    claim = CLAIM._replace(of="stray", direction="decreases")
+    wild = [record(60, seed, value) for seed, value in enumerate([0.0, 4.0, 8.0, 0.0, 8.0])]
+    tame = [record(6, seed, value) for seed, value in enumerate([4.0, 4.1, 3.9, 4.0, 4.0])]
+    comparison = judge(claim, wild + tame).comparisons[0]
+    assert comparison.verdict == "holds"
+    assert comparison.difference.mean == pytest.approx((0.0 + 0.125 + 0.125 + 0.0 + 0.0 - 5.0 - 0.0 - 5.0 - 5.0 - 5.0) / 5)
+    arrays = [r._replace(results={"fid": np.array([r.results["fid"], 1.0])}) for r in wild + tame]
+    assert judge(claim, arrays).comparisons[0].difference == pytest.approx(comparison.difference)

@@ -3,8 +3,10 @@
 `static/host.js` runs them in the rendered page, where there is neither kernel nor network.
 """
 
+from vaelab.widgets.balance import BalanceExplorer
 from vaelab.widgets.base import Slider
 from vaelab.widgets.bound import BoundExplorer
 from vaelab.widgets.latent import LatentExplorer
+from vaelab.widgets.runs import Point, RunExplorer
 
-__all__ = ["BoundExplorer", "LatentExplorer", "Slider"]
+__all__ = ["BalanceExplorer", "BoundExplorer", "LatentExplorer", "Point", "RunExplorer", "Slider"]

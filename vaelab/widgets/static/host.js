@@ -37,7 +37,11 @@
 
   /** What a widget's module may ask of its model: the part of Backbone's Model that anywidget promises. */
   class Model {
-    constructor(state) { this.state = state; this.listeners = []; }
+    constructor(state) {
+      this.state = state;
+      this.listeners = [];
+      this.live = false;   // only here: a slider that would ask the kernel for something reads that there is none
+    }
     get(name) { return this.state[name]; }
     set(name, value) {
       const entries = Object.entries(typeof name === "object" ? name : { [name]: value });
