@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from vaelab.divergences import balance_kl
+from vaelab.models import ladder_vae
 from vaelab.models.cvae import binarise
 from vaelab.models.ladder_vae import Group, LadderTerms, LadderVAE
 
@@ -97,6 +98,41 @@ def test_images_of_any_size_are_padded_and_cut_back(size, base):
     assert (gradient != 0).any(0).all()  # the posterior sees every pixel
 
 
+def reach(gradient: Tensor) -> list[int]:
+    """First and last row, first and last column of a map (1, C, side, side) in which a gradient is not zero."""
+    seen = (gradient != 0).any(1)[0]
+    return [int(i) for along in (1, 0) for i in seen.any(along).nonzero()[[0, -1], 0]]
+
+
+@pytest.mark.parametrize("size", [19, 20])
+def test_the_image_lies_in_the_middle_of_the_padded_one_on_the_way_in_and_out(size):
+    model = tiny(size=size, groups=(1,), base=16)  # the group's map has 16 x 16 positions for 32 x 32 pixels
+    x, begin = images(1, size).requires_grad_(), (32 - size) // 2
+    logits, (group,) = model.infer(x, seeded(0))
+    for row, column in ((0, 0), (0, size - 1), (size - 1, 0), (size // 2, size // 2)):
+        (painted_from,) = torch.autograd.grad(logits[0, 0, row, column], group.z, retain_graph=True)
+        first, last, left, right = reach(painted_from)
+        assert abs((first + last) - (row + begin)) <= 3 and abs((left + right) - (column + begin)) <= 3
+        assert last - first < 10 and right - left < 10  # a position paints its surroundings
+    (seen,) = torch.autograd.grad(group.dm[0, :, 8, 7].sum(), x)
+    first, last, left, right = reach(seen)
+    assert abs((first + last) / 2 + begin - 16) <= 2 and abs((left + right) / 2 + begin - 14) <= 2
+
+
+def test_coarse_groups_see_the_whole_image_and_fine_ones_their_surroundings(monkeypatch):
+    monkeypatch.setattr(ladder_vae, "reparametrise", lambda mu, *_: torch.zeros_like(mu))  # nothing is passed down
+    model = tiny(size=32, groups=(1, 1, 1, 1))
+    x = images(1, 32).requires_grad_()
+    _, drawn = model.infer(x)
+    spans = []
+    for group in drawn:
+        side = group.m.shape[-1]
+        (gradient,) = torch.autograd.grad(group.dm[..., side // 2, side // 2].sum(), x, retain_graph=True)
+        first, last, *_ = reach(gradient)
+        spans.append(last - first + 1)
+    assert spans == sorted(spans, reverse=True) and spans[0] == 32 and spans[-1] < 16 < spans[1]
+
+
 @pytest.mark.parametrize("groups, base", [((), 4), ((0,), 4), ((2, 0, 1), 4), ((2, -1), 4), ((1, 1, 1, 1), 4),
                                           ((1,), 32), ((1, 1), 16), ((1,), 28)])  # fmt: skip
 def test_layouts_that_name_no_groups_or_outgrow_the_image_are_refused(groups, base):
@@ -136,6 +172,14 @@ def test_a_group_depends_on_those_above_and_not_on_those_below(model):
             for part in (below.m, below.logvar, below.dm, below.dlogvar):
                 gradient = torch.autograd.grad(part.sum(), above.z, retain_graph=True, allow_unused=True)[0]
                 assert (gradient is not None and (gradient != 0).any()) == (j < i)
+
+
+def test_moments_stay_within_bounds_whatever_the_weights(model):
+    _, drawn = stirred(model, 100.0).infer(images(2), seeded(0))
+    for group in drawn:
+        assert max(group.m.abs().max(), group.dm.abs().max()) <= 5
+        assert max(group.logvar.abs().max(), group.dlogvar.abs().max()) <= 10
+    assert all(part.isfinite().all() for part in model(images(2), seeded(0)))
 
 
 def test_images_of_a_batch_do_not_see_each_other(model):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from vaelab import data, metrics
@@ -372,3 +374,87 @@ def test_the_report_refuses_samples_without_a_class(digits):
     some = labels < 9
     with pytest.raises(ValueError, match="labels_a has classes"):
         metrics.sample_report(digits, images[some], labels[some])
+
+
+# Latent groups
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(1, 100))
+def test_effective_groups_lie_between_one_and_all_whatever_the_unit(kl, unit):
+    kl = torch.tensor(kl, dtype=torch.float64) / 10
+    effective = metrics.effective_groups(kl)
+    if not kl.sum():
+        return
+    assert 1 - 1e-9 <= effective <= len(kl) + 1e-9
+    assert metrics.effective_groups(unit * kl) == pytest.approx(effective, rel=1e-6)
+
+
+def test_effective_groups_at_the_ends_and_in_between():
+    assert metrics.effective_groups(torch.tensor([0.0, 3.0, 0.0])) == pytest.approx(1)
+    assert metrics.effective_groups(torch.ones(7)) == pytest.approx(7)
+    assert metrics.effective_groups(torch.zeros(3)) == 0
+    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    entropy = torch.distributions.Categorical(shares).entropy()
+    assert metrics.effective_groups(8 * shares) == pytest.approx(entropy.exp().item())
+
+
+def test_a_negative_estimate_counts_as_no_kl():
+    assert metrics.effective_groups(torch.tensor([2.0, 2.0, -0.3])) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("kl", [torch.ones(2, 2), torch.empty(0), torch.tensor([1.0, float("nan")])])
+def test_effective_groups_want_one_row_of_finite_numbers(kl):
+    with pytest.raises(ValueError, match="kl is"):
+        metrics.effective_groups(kl)
+
+
+def test_the_report_names_dead_groups_and_counts_active_units():
+    alive, faint = torch.full((4, 2, 2), 0.5), torch.zeros(4, 4, 4)
+    faint[0] = 0.02  # sixteen units of 0.02 nats: active each, and 0.32 nats in all
+    report = metrics.group_report([alive, faint, torch.zeros(3)])
+    assert report.kl.tolist() == pytest.approx([8.0, 0.32, 0.0])
+    assert report.per_unit.tolist() == pytest.approx([0.5, 0.005, 0.0])
+    assert report.active.tolist() == [16, 16, 0] and report.units.tolist() == [16, 64, 3]
+    assert report.dead == (2, 3)
+    assert report.effective == metrics.effective_groups(report.kl)
+    assert metrics.group_report([alive, faint], dead_below=0.3).dead == ()
+    assert metrics.group_report([alive, faint], unit_nats=0.1).active.tolist() == [16, 0]
+
+
+def test_the_report_reads_as_a_table():
+    text = metrics.group_report([torch.full((2,), 3.0), torch.zeros(5)])._repr_markdown_()
+    assert "| 1 | 6.00 | 2 of 2 |  |" in text and "| 2 | 0.00 | 0 of 5 | **dead** |" in text
+    assert text.endswith("Effective groups: 1.00 of 2")
+
+
+@pytest.mark.parametrize("units", [[], [torch.tensor([float("inf")])], [torch.ones(2), torch.empty(0)]])
+def test_the_report_refuses_nothing_and_not_a_number(units):
+    with pytest.raises(ValueError, match="kl_units"):
+        metrics.group_report(units)
+
+
+# The importance-weighted bound
+
+
+def test_with_one_draw_it_is_the_log_weight_and_it_is_above_the_mean():
+    log_w = torch.randn(50, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 90
+    torch.testing.assert_close(metrics.importance_weighted_bound(log_w[:1]), log_w[0])
+    assert (metrics.importance_weighted_bound(log_w) > log_w.mean(0)).all()
+    torch.testing.assert_close(metrics.importance_weighted_bound(log_w), log_w.exp().mean(0).log())
+
+
+def test_its_mean_rises_with_the_draws_to_the_evidence_of_a_gaussian():
+    """p(z) = N(0, 1), p(x|z) = N(z, 1), q = N(0, 1): log p(x) = log N(x; 0, 2)."""
+    x, n = torch.tensor(1.5, dtype=torch.float64), 2000
+    z = torch.randn(64, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_w = torch.distributions.Normal(z, 1).log_prob(x)
+    bounds = [metrics.importance_weighted_bound(log_w[:k]).mean().item() for k in (1, 4, 16, 64)]
+    truth = torch.distributions.Normal(0.0, 2**0.5).log_prob(x.float()).item()
+    assert bounds == sorted(bounds)
+    assert bounds[-1] == pytest.approx(truth, abs=0.02) and bounds[0] < truth - 0.3
+
+
+@pytest.mark.parametrize("log_w", [torch.zeros(3), torch.empty(0, 3)])
+def test_the_importance_weighted_bound_wants_draws_by_images(log_w):
+    with pytest.raises(ValueError, match="log_weights"):
+        metrics.importance_weighted_bound(log_w)

@@ -13,7 +13,7 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from vaelab import ledger, plots
+from vaelab import ledger, metrics, plots
 
 
 @pytest.fixture
@@ -192,3 +192,28 @@ def test_intervals_of_two_series_stand_side_by_side():
     plots.intervals(axes, ["x"], {name: [np.array([1.0, 2.0])] for name in "ab"})
     places = [bars.lines[0].get_xdata()[0] for bars in axes.containers]
     assert places[0] < 0 < places[1] and places[0] == pytest.approx(-places[1])
+
+
+def _report():
+    return metrics.group_report([torch.full((4, 2, 2), 0.5), torch.zeros(4, 4, 4), torch.full((4, 8, 8), 0.02)])
+
+
+def test_the_portrait_of_groups_shows_every_group_in_every_panel():
+    at, kl = [10, 20, 40], np.array([[1.0, 0.1, 2.0], [4.0, 0.1, 3.0], [8.0, 0.0, 5.12]])
+    figure = plots.group_portrait(at, kl, (2, 4, 8), _report(), until=20)
+    panels = {ax.get_title(loc="left") or ax.get_title(): ax for ax in figure.axes}
+    assert {"KL of a group, nats", "KL per unit, nats", "Share of active units at the end"} <= set(panels)
+    names = [label.get_text() for label in panels["KL of a group, nats"].get_yticklabels()]
+    assert names == ["1: 2×2", "2: 4×4", "3: 8×8"]
+    values = panels["KL per unit, nats"].collections[0].get_array().reshape(3, 3)
+    np.testing.assert_allclose(values.T, kl / [16, 64, 256])
+    line = panels["Effective groups, of 3"].lines[0].get_ydata()
+    assert line[-1] == pytest.approx(metrics.effective_groups(torch.tensor(kl[-1])))
+    said = [text.get_text() for text in panels["Share of active units at the end"].texts]
+    assert said == ["16 of 16", "0 of 64  dead", "256 of 256"]
+
+
+@pytest.mark.parametrize("at, sides", [([1, 2], (2, 4, 8)), ([1, 2, 3], (2, 4))])
+def test_the_portrait_wants_shapes_that_fit(at, sides):
+    with pytest.raises(ValueError, match="kl_groups is"):
+        plots.group_portrait(at, np.ones((3, 3)), sides, _report())

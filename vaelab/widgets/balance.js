@@ -80,10 +80,10 @@ function slopes(w, a, shares, floor) {
 /** K in proportion to the effective sizes, less the floor: the KL whose coefficients are all 1, of the same total, or
     of as much as fits the sliders. */
 function allEqual(setting) {
-  const { kl, floor } = setting, share = (sum(kl) || kl.length) / kl.length;
-  const even = effectiveSizes(setting).map((size) => Math.max(0, share * ((1 + floor) * size - floor)));
-  const fit = Math.min(1, HIGHEST / Math.max(...even));
-  return even.map((k) => k * fit);
+  const { kl, floor } = setting, total = sum(kl) || kl.length;
+  const even = effectiveSizes(setting).map((size) => Math.max(0, (1 + floor) * size - floor));
+  const unit = Math.min(total / sum(even), HIGHEST / Math.max(...even));
+  return even.map((k) => k * unit);
 }
 
 /** The group with the least KL that has any, from 0; −1 where none has. */

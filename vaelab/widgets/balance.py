@@ -56,7 +56,7 @@ class BalanceExplorer(Slider):
             the four; when strength is outside [0, 1]; when floor is not positive.
 
     >>> explorer = BalanceExplorer(kl=(3.0, 1.0), sizes=(16, 16), floor=1e-9)
-    >>> explorer.numbers().gamma.round(3), explorer.numbers().balanced
+    >>> explorer.numbers().gamma.round(3), round(explorer.numbers().balanced, 3)
     (array([1.5, 0.5]), 5.0)
     """
 

@@ -9,16 +9,17 @@ const STYLE = `
 .vaelab-slider .vr-figure svg { display: block; width: 100%; height: auto; overflow: hidden; }
 .vaelab-slider .vr-figure text { fill: currentColor; font: 12px sans-serif; font-variant-numeric: tabular-nums; }
 .vr-slider .vs-controls { align-self: flex-start; }
-.vaelab-slider.vr-slider .vs-range {
-  grid-template: "name value" auto "bar bar" auto / auto minmax(0, 1fr); gap: 0 0.375rem;
+.vaelab-slider.vr-slider .vs-controls .vs-range {   /* stronger than other sliders' rules */
+  grid-template: "name value" auto "bar bar" auto / auto minmax(0, 1fr); gap: 0.25rem 0.375rem;
 }
-.vaelab-slider.vr-slider .vs-range label { grid-area: name; font: inherit; }
-.vaelab-slider.vr-slider .vs-range output { grid-area: value; text-align: left; font-weight: 600; }
-.vaelab-slider.vr-slider .vs-range input {
+.vaelab-slider.vr-slider .vs-controls .vs-range label { grid-area: name; font: inherit; }
+.vaelab-slider.vr-slider .vs-controls .vs-range output { grid-area: value; text-align: left; font-weight: 600; }
+.vaelab-slider.vr-slider .vs-controls .vs-range input {
   grid-area: bar; background: linear-gradient(var(--vs-control), var(--vs-control)) center / 100% 2px no-repeat;
 }
 .vaelab-slider .vr-stops {
-  display: flex; justify-content: space-between; height: 1.5rem; padding: 0 0.625rem; font-size: 0.75rem;
+  display: flex; justify-content: space-between; height: 1.5rem; margin-top: 0.375rem; padding: 0 0.625rem;
+  font-size: 0.75rem;
 }
 .vaelab-slider .vr-stop { position: relative; width: 0; }
 .vaelab-slider .vr-stop::before {
@@ -29,12 +30,17 @@ const STYLE = `
 .vaelab-slider .vr-stop span { position: absolute; top: 0.5rem; transform: translateX(-50%); white-space: nowrap; }
 .vaelab-slider .vr-stop:first-child span { transform: none; left: -0.625rem; }
 .vaelab-slider .vr-stop:last-child:not(:first-child) span { transform: none; right: -0.625rem; }
-.vaelab-slider .vr-state { margin: 0; min-height: 1.4em; font-size: 0.875rem; overflow-wrap: anywhere; }
-.vaelab-slider .vr-button { justify-self: start; }
+.vaelab-slider .vr-ask {
+  display: flex; align-items: center; justify-content: space-between; gap: 0.75rem; min-height: 2rem;
+}
+.vaelab-slider .vr-state { margin: 0; min-width: 0; font-size: 0.875rem; overflow-wrap: anywhere; }
+.vaelab-slider .vr-button { flex: none; }
 .vaelab-slider .vr-button:disabled { opacity: 0.6; cursor: default; }
-.vaelab-slider .vr-legend { display: flex; flex-wrap: wrap; gap: 0.125rem 1rem; margin: 0; padding: 0; list-style: none; }
+.vaelab-slider .vr-legend {
+  display: flex; flex-wrap: wrap; gap: 0.125rem 1rem; margin: 0; padding: 0; list-style: none;
+}
 .vaelab-slider .vr-legend li { display: flex; align-items: center; gap: 0.375rem; margin: 0; font-size: 0.875rem; }
-.vaelab-slider .vr-legend svg { flex: none; width: 34px; height: 12px; }
+.vaelab-slider .vr-legend svg { flex: none; width: 44px; height: 12px; }
 .vaelab-slider .vr-numbers { width: 100%; margin: 0; border-collapse: collapse; font-size: 0.875rem; color: inherit; }
 .vaelab-slider .vr-numbers th, .vaelab-slider .vr-numbers td {
   padding: 0.1875rem 0; border: 0; border-top: 1px solid var(--vs-line); background: none; color: inherit;
@@ -43,7 +49,9 @@ const STYLE = `
 .vaelab-slider .vr-numbers td { text-align: right; font-variant-numeric: tabular-nums; }
 .vaelab-slider .vr-pictures { flex: 1 0 100%; max-width: 100%; }
 .vaelab-slider .vr-pictures p { margin: 0 0 0.25rem; font-size: 0.875rem; }
-.vaelab-slider .vr-row { display: grid; grid-template-columns: repeat(var(--vs-columns), minmax(0, 5rem)); gap: 0.375rem; }
+.vaelab-slider .vr-row {
+  display: grid; grid-template-columns: repeat(var(--vs-columns), minmax(0, 5rem)); gap: 0.375rem;
+}
 .vaelab-slider .vr-row canvas { border: 1px solid var(--vs-line); border-radius: 0.25rem; }
 @container (max-width: 30rem) {
   .vaelab-slider .vr-row { grid-template-columns: repeat(min(5, var(--vs-columns)), minmax(0, 5rem)); }
@@ -139,7 +147,12 @@ function logAxis([least, high]) {
 
 function powerName(power) {
   if (power >= -3 && power <= 3) return formatNumber(10 ** power, Math.max(0, -power));
-  return "10" + [...String(power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit] ?? "⁻").join("");
+  return "10" + raised(power);
+}
+
+/** A whole number as an exponent. */
+function raised(power) {
+  return [...String(power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit] ?? "⁻").join("");
 }
 
 /** An axis' number: thousands as k, millions as M. */
@@ -149,12 +162,15 @@ function shortNumber(value, digits) {
   return text.replace("-", "\u2212") + name;
 }
 
-/** A table's number: four digits that count; a dash where none was recorded. */
+/** A table's number: four digits that count, or two decimals; a dash where none was recorded. */
 function tableNumber(value) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value) || Math.abs(value) >= 1000) return formatNumber(value, 0);
-  if (Math.abs(value) < 1e-3) return value.toExponential(2).replace(/-/g, "\u2212");
-  return formatNumber(value, Math.max(0, 3 - Math.floor(Math.log10(Math.abs(value)))));
+  if (Math.abs(value) < 1e-3) {
+    const [mantissa, power] = value.toExponential(2).split("e");
+    return `${mantissa.replace("-", "\u2212")}·10${raised(power)}`;
+  }
+  return formatNumber(value, Math.max(2, 3 - Math.floor(Math.log10(Math.abs(value)))));
 }
 
 // ---------------------------------------------------------------- picture
@@ -162,9 +178,11 @@ function tableNumber(value) {
 const WIDTH = 360, HEIGHT = 244, LEFT = 42, RIGHT = 352, TOP = 34, FLOOR = 200;
 // Okabe and Ito's colours, which stay apart without colour vision; dashes and markers tell the lines apart, too.
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "currentColor"];
-const DASHES = ["none", "7 3", "2 2.5", "9 3 2 3"];
-const MARKERS = ["m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z", "m-3-3h6v6h-6z", "m0-4l4 7h-8z", "m0-4.5l4 4.5l-4 4.5l-4-4.5z",
-  "m0 4l4-7h-8z", "m-1.2-4h2.4v2.8h2.8v2.4h-2.8v2.8h-2.4v-2.8h-2.8v-2.4h2.8z"];
+const DASHES = ["none", "7 3", "2 2.5", "9 3 2 3", "4 2"];
+const MARKERS = [   // disc, square, triangle, diamond, triangle on its tip, plus
+  "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z", "m-3-3h6v6h-6z", "m0-4l4 7h-8z", "m0-4.5l4 4.5l-4 4.5l-4-4.5z",
+  "m0 4l4-7h-8z", "m-1.2-4h2.4v2.8h2.8v2.4h-2.8v2.8h-2.4v-2.8h-2.8v-2.4h2.8z",
+];
 
 function svgNode(tag, attributes, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -186,14 +204,15 @@ const toY = (axis, value) => FLOOR - (FLOOR - TOP) * axis.at(value);
 
 /** Two axes with their ticks, as nodes; gridlines are faint. */
 function drawAxes({ x, y }) {
-  const text = (attributes, content) => svgNode("text", attributes, content);
+  const line = (x1, x2, y1, y2, stroke) => svgNode("line", { x1, x2, y1, y2, stroke });
+  const text = (x, y, anchor, content) => svgNode("text", { x, y, "text-anchor": anchor }, content);
   const rows = y.ticks.map(([value, name]) => [toY(y, value), name]);
   const columns = x.ticks.map(([value, name]) => [toX(x, value), name]);
   return [
-    ...rows.map(([at]) => svgNode("line", { x1: LEFT, x2: RIGHT, y1: at, y2: at, stroke: "var(--vs-line)" })),
-    ...rows.map(([at, name]) => text({ x: LEFT - 6, y: at + 4, "text-anchor": "end" }, name)),
-    ...columns.map(([at]) => svgNode("line", { x1: at, x2: at, y1: FLOOR, y2: FLOOR + 4, stroke: "var(--vs-control)" })),
-    ...columns.map(([at, name]) => text({ x: at, y: FLOOR + 17, "text-anchor": at > RIGHT - 14 ? "end" : "middle" }, name)),
+    ...rows.map(([at]) => line(LEFT, RIGHT, at, at, "var(--vs-line)")),
+    ...rows.map(([at, name]) => text(LEFT - 6, at + 4, "end", name)),
+    ...columns.map(([at]) => line(at, at, FLOOR, FLOOR + 4, "var(--vs-control)")),
+    ...columns.map(([at, name]) => text(at, FLOOR + 17, at > RIGHT - 14 ? "end" : "middle", name)),
     svgNode("path", { d: `M${LEFT} ${TOP}V${FLOOR}H${RIGHT}`, fill: "none", stroke: "var(--vs-control)" }),
   ];
 }
@@ -218,7 +237,8 @@ function markPath(xs, ys, axes, shape, i, count) {
 
 /** The vertical line at a run's mark, with its text on the side that has room. Returns {nodes, set}. */
 function markLine(text) {
-  const line = svgNode("line", { y1: TOP - 4, y2: FLOOR, stroke: "currentColor", "stroke-dasharray": "3 3", class: "vr-mark" });
+  const line = svgNode("line", { class: "vr-mark", y1: TOP - 4, y2: FLOOR, stroke: "currentColor",
+    "stroke-dasharray": "3 3" });
   const name = svgNode("text", { y: TOP - 8 }, text);
   const set = (x) => {
     [line, name].forEach((node) => { node.style.display = x === null ? "none" : ""; });
@@ -234,13 +254,15 @@ function markLine(text) {
 /** The plot. Returns {root, open, set}: open draws the frame for all runs, set the lines of one or of none. */
 function linePlot(model) {
   const axes = svgNode("g", {}), lines = svgNode("g", {}), mark = markLine(model.get("mark_label"));
-  const empty = svgNode("text", { x: (LEFT + RIGHT) / 2, y: (TOP + FLOOR) / 2, "text-anchor": "middle" });
+  const empty = svgNode("text", { x: (LEFT + RIGHT) / 2, "text-anchor": "middle" });
   const root = svgNode("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" }, axes, ...mark.nodes, lines, empty,
     svgNode("text", { x: 2, y: 12 }, model.get("y_label")),
     svgNode("text", { x: RIGHT, y: FLOOR + 36, "text-anchor": "end" }, model.get("x_label")));
   let looks = [];
   const open = (all) => {
     axes.replaceChildren(...drawAxes(all));
+    const middle = Math.floor(all.y.ticks.length / 2), [below, above] = all.y.ticks.slice(middle - 1, middle + 1);
+    empty.setAttribute("y", (toY(all.y, below[0]) + toY(all.y, above[0])) / 2 + 4);   // between two gridlines
     looks = all.lines.map((_, i) => lineLook(i));
     lines.replaceChildren(...looks.flatMap(({ stroke, marks }) => [stroke, marks]));
   };
@@ -264,9 +286,9 @@ function legend() {
   const root = element("ul", { className: "vr-legend" });
   const open = ({ lines }) => root.replaceChildren(...lines.map((name, i) => {
     const { stroke, marks, shape } = lineLook(i);
-    stroke.setAttribute("d", "M0 6H34");
-    marks.setAttribute("d", `M17 6${shape}`);
-    const swatch = svgNode("svg", { viewBox: "0 0 34 12", "aria-hidden": "true" }, stroke, marks);
+    stroke.setAttribute("d", "M0 6H44");
+    marks.setAttribute("d", `M22 6${shape}`);
+    const swatch = svgNode("svg", { viewBox: "0 0 44 12", "aria-hidden": "true" }, stroke, marks);
     return element("li", {}, swatch, name);
   }));
   return { root, open };
@@ -291,7 +313,9 @@ function numberTable() {
 function pictureRow(model) {
   const row = element("div", { className: "vr-row" }), title = model.get("picture_label");
   const root = element("div", { className: "vr-pictures" }, element("p", {}, title), row);
-  const open = ({ byLabel }) => { root.style.display = [...byLabel.values()].some((run) => run.pictures.length) ? "" : "none"; };
+  const open = ({ byLabel }) => {
+    root.style.display = [...byLabel.values()].some((run) => run.pictures.length) ? "" : "none";
+  };
   const set = (run) => {
     const pictures = run ? run.pictures : [];
     root.style.visibility = pictures.length ? "" : "hidden";   // its place stays: nothing below may jump
@@ -308,7 +332,7 @@ function pictureRow(model) {
   return { root, open, set };
 }
 
-/** The positions under the slider: full where a run is recorded. All have their label if there is room, else the ends. */
+/** The positions under the slider: full where a run is recorded. All have a label if there is room, else the ends. */
 function stops(labels) {
   const all = labels.join("").length <= 26;
   const nodes = labels.map((label, i) => {
@@ -345,13 +369,14 @@ function stateOf(model, recorded, silent) {
   const label = model.get("label"), training = model.get("training");
   if (canAsk(model) && training) return `training ${training} …`;
   if (canAsk(model) && model.get("problem")) return model.get("problem");
-  if (recorded) return "";
+  if (recorded) return "recorded";
   if (!canAsk(model)) return TO_RECORD;
   if (model.get("asked") !== label) return "not trained yet";
   return silent ? "no answer yet: the kernel is busy, or this chapter’s cells have not run" : "asking the kernel …";
 }
 
-/** A line on the state of the picked label, and the button that asks the kernel. Returns {root, set}. */
+/** A line on the state of the picked label, and the button that asks the kernel; nothing where all is recorded.
+    Returns {root, set}. */
 function trainer(model, change, ask) {
   let silent = false, timer;
   const text = element("p", { className: "vr-state" });
@@ -363,12 +388,16 @@ function trainer(model, change, ask) {
     timer = setTimeout(() => { silent = true; ask(); }, PATIENCE);
   });
   button.classList.add("vr-button");
-  const set = (recorded) => {
+  const root = element("div", { className: "vr-ask" }, text);
+  const set = ({ byLabel }) => {
+    const recorded = byLabel.has(model.get("label"));
     text.textContent = stateOf(model, recorded, silent);
-    button.hidden = recorded || !canAsk(model);
+    root.style.display = byLabel.size === model.get("labels").length && !model.get("problem") ? "none" : "";
+    if (recorded || !canAsk(model)) button.remove();   // not merely hidden: a page without a kernel has no use for it
+    else if (!button.isConnected) root.append(button);
     button.disabled = Boolean(model.get("training"));
   };
-  return { nodes: [text, button], set };
+  return { root, set };
 }
 
 function describe(model, run) {
@@ -395,7 +424,7 @@ function build(model, el, ask) {
   root.append(
     element("style", { textContent: STYLE }),
     element("div", { className: "vr-figure" }, plot.root),
-    element("div", { className: "vs-controls" }, knob.root, key.root, table.root, ...training.nodes),
+    element("div", { className: "vs-controls" }, knob.root, training.root, key.root, table.root),
     pictures.root);
   let all;
   const open = () => {
@@ -408,7 +437,7 @@ function build(model, el, ask) {
     plot.set(all, run, canAsk(model) ? "not trained yet" : "not recorded");
     table.set(run);
     pictures.set(run);
-    training.set(Boolean(run));
+    training.set(all);
     plot.root.setAttribute("aria-label", describe(model, run));
   };
   return { open, update };
