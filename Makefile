@@ -35,6 +35,7 @@ audit: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/balancing.py
 
 clean:
 	rm -rf _build

@@ -31,12 +31,13 @@ def test_records_are_of_the_functions_in_the_notebook(chapter):
 
 
 @pytest.mark.parametrize("chapter", RECORDED)
-def test_every_configuration_was_run_with_the_same_seeds(chapter):
+def test_no_seed_was_left_out(chapter):
+    """Whoever drops the seed that spoils a verdict leaves a gap; a claim says how many seeds it needs."""
     seeds = collections.defaultdict(set)
     for record in runs.read_all(chapter):
         seeds[record.meta["function"], str(record.config)].add(record.seed)
-    assert len({frozenset(s) for s in seeds.values()}) == 1
-    assert all(len(s) >= 5 for s in seeds.values())
+    assert all(s == set(range(len(s))) for s in seeds.values())
+    assert all(len(s) >= 3 for s in seeds.values())
 
 
 def test_the_records_stay_small():
@@ -46,7 +47,7 @@ def test_the_records_stay_small():
 @pytest.mark.parametrize("claim", ledger.load(BOOK / "claims.toml").values(), ids=lambda claim: claim.id)
 def test_every_claim_is_judged_on_enough_runs_and_stands_on_the_ledger_page(claim):
     verdict = ledger.judge(claim)
-    assert min(comparison.difference.count for comparison in verdict.comparisons) >= 5
+    assert min(comparison.difference.count for comparison in verdict.comparisons) >= claim.seeds >= 3
     page = nbformat.read(BOOK / "ledger.ipynb", as_version=4)
     shown = "".join(o.data.get("text/markdown", "") for c in page.cells for o in c.get("outputs", []) if "data" in o)
     assert ledger.table([verdict]).splitlines()[2] in shown, "execute the ledger again: make chapters CHAPTER=ledger"
