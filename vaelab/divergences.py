@@ -67,7 +67,8 @@ def balance_kl(
         floor: share of the mean w added to each w, so that a group with no KL at all keeps a price. Relative,
             so that it does not matter whether KL is counted in nats, in bits or per pixel.
 
-    When `torch.distributed` is running, w is the mean over the batches of all processes.
+    When `torch.distributed` is running, w is the mean over the batches of all processes; each of them must
+    call this, at any strength.
 
     Raises:
         ValueError: `kl` is not (N, G) with N and G at least 1, or its means are not finite; sizes of another
@@ -81,8 +82,8 @@ def balance_kl(
     Balanced(kl=tensor([5.]), gamma=tensor([1.5000, 0.5000]), kl_groups=tensor([3., 1.]))
     """
     kl, a = _checked_groups(kl, sizes)
-    if not 0 <= strength <= 1 or not floor > 0:
-        raise ValueError(f"strength is {strength}, floor is {floor}; they must lie in [0, 1] and above 0")
+    if not 0 <= strength <= 1 or not 0 < floor < float("inf"):
+        raise ValueError(f"strength is {strength}, floor is {floor}; one must lie in [0, 1], the other be positive")
     kl_groups = _mean_over_processes(kl.detach())  # (G,)
     if not torch.isfinite(kl_groups).all():
         raise ValueError(f"the mean KL of the groups is {kl_groups.tolist()}; it must be finite")
@@ -103,8 +104,8 @@ def _checked_groups(kl: Tensor, sizes: Tensor | Sequence[float] | None) -> tuple
     if sizes is None:
         return kl, torch.ones_like(kl[0].detach())
     a = torch.as_tensor(sizes, dtype=kl.dtype, device=kl.device)
-    if a.shape != kl.shape[1:] or not bool((a > 0).all()):
-        raise ValueError(f"sizes are {a.tolist()}; there must be {kl.shape[1]} of them, one a group, all positive")
+    if a.shape != kl.shape[1:] or not bool((a > 0).all() and torch.isfinite(a.sum())):
+        raise ValueError(f"sizes are {a.tolist()}; there must be {kl.shape[1]} of them, all positive and finite")
     return kl, a / a.mean()
 
 
@@ -124,10 +125,15 @@ def sizes_by_scale(sizes: Tensor | Sequence[float]) -> Tensor:
     with the plain sizes each group is weighed by its own, as its maintainer's simplification says. The two
     agree where every scale has equally many groups.
 
+    Raises:
+        ValueError: sizes that are not one row.
+
     >>> sizes_by_scale([16, 64, 64])
     tensor([16., 32., 32.])
     """
     a = torch.as_tensor(sizes, dtype=torch.float32)
+    if a.ndim != 1:
+        raise ValueError(f"sizes has shape {tuple(a.shape)}; it must be one row, one size for each group")
     return a / (a[:, None] == a).sum(1)
 
 

@@ -443,7 +443,7 @@ def test_sizes_of_another_number_are_refused(sizes):
         balance_kl(torch.ones(2, 3), sizes)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_sizes_that_are_not_positive_are_refused(bad):
     with pytest.raises(ValueError, match="sizes are .* positive"):
         balance_kl(torch.ones(2, 3), [1.0, bad, 1.0])
@@ -465,7 +465,7 @@ def test_a_strength_outside_its_range_is_refused(strength):
 
 
 @pytest.mark.parametrize("strength", [0, 1])
-@pytest.mark.parametrize("floor", [0, -1e-3, float("nan")])
+@pytest.mark.parametrize("floor", [0, -1e-3, float("nan"), float("inf")])
 def test_a_floor_that_is_not_positive_is_refused(floor, strength):
     with pytest.raises(ValueError, match="floor is"):
         balance_kl(torch.ones(2, 3), strength=strength, floor=floor)
@@ -555,3 +555,8 @@ def test_coefficients_of_each_part_alone_would_differ(shares, name):
 
 def test_what_is_not_finite_in_one_process_is_refused_by_all(shares):
     assert all("must be finite" in share["refused"] for share in shares)
+
+
+def test_sizes_by_scale_wants_one_row():
+    with pytest.raises(ValueError, match="sizes has shape"):
+        sizes_by_scale(torch.ones(2, 2))

@@ -134,7 +134,7 @@ def test_coarse_groups_see_the_whole_image_and_fine_ones_their_surroundings(monk
 
 
 @pytest.mark.parametrize("groups, base", [((), 4), ((0,), 4), ((2, 0, 1), 4), ((2, -1), 4), ((1, 1, 1, 1), 4),
-                                          ((1,), 32), ((1, 1), 16), ((1,), 28)])  # fmt: skip
+                                          ((1,), 32), ((1, 1), 16), ((1,), 28), ((2,), 0), ((2,), -4)])  # fmt: skip
 def test_layouts_that_name_no_groups_or_outgrow_the_image_are_refused(groups, base):
     with pytest.raises(ValueError, match="groups are .* from side"):
         LadderVAE(groups=groups, base=base, width=2)
@@ -362,7 +362,7 @@ def test_temperature_scales_every_sigma(model):
     assert model.sample(4, seeded(0), temperature=1.0).equal(model.sample(4, seeded(0)))
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0])
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_is_not_positive_is_refused(model, temperature):
     with pytest.raises(ValueError, match=rf"temperature is {temperature}"):
         model.sample(1, temperature=temperature)
@@ -449,3 +449,10 @@ def test_two_models_of_one_seed_are_equal_and_sizes_are_no_parameter():
         states.append(LadderVAE(size=8, groups=(1, 1), base=2, width=4).state_dict())
     assert all(states[0][name].equal(states[1][name]) for name in states[0])
     assert "sizes" not in states[0]
+
+
+def test_images_of_another_size_are_refused(model):
+    with pytest.raises(ValueError, match="this model takes"):
+        model(torch.zeros(2, 1, 5, 5))
+    with pytest.raises(ValueError, match="this model takes"):
+        model(torch.zeros(2, 3, model.size, model.size))

@@ -415,7 +415,7 @@ def test_the_report_names_dead_groups_and_counts_active_units():
     assert report.kl.tolist() == pytest.approx([8.0, 0.32, 0.0])
     assert report.per_unit.tolist() == pytest.approx([0.5, 0.005, 0.0])
     assert report.active.tolist() == [16, 16, 0] and report.units.tolist() == [16, 64, 3]
-    assert report.dead == (2, 3)
+    assert report.dead == (2, 3) and isinstance(report, metrics.GroupReport)
     assert report.effective == metrics.effective_groups(report.kl)
     assert metrics.group_report([alive, faint], dead_below=0.3).dead == ()
     assert metrics.group_report([alive, faint], unit_nats=0.1).active.tolist() == [16, 0]

@@ -86,11 +86,11 @@ class LadderVAE(nn.Module):
         self, size: int = 28, groups: tuple[int, ...] = (2, 4), base: int = 4, width: int = 24, latent: int = 4
     ):
         super().__init__()
-        padded = base
+        padded = max(1, base)
         while padded < size:
             padded *= 2
         finest = base * 2 ** (len(groups) - 1)
-        if not groups or min(groups) < 1 or finest > padded // 2:
+        if base < 1 or not groups or min(groups) < 1 or finest > padded // 2:
             raise ValueError(f"groups are {groups} from side {base} up; name one or more for each scale, "
                              f"and scales no finer than half of {padded} pixels")
         self.size, self.padded, self.groups, self.latent = size, padded, tuple(groups), latent
@@ -110,7 +110,11 @@ class LadderVAE(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> LadderTerms:
-        """Return the bound's terms for binary images (N, 1, size, size), with one draw of every group."""
+        """Return the bound's terms for binary images (N, 1, size, size), with one draw of every group.
+
+        Raises:
+            ValueError: images of another size.
+        """
         logits, groups = self.infer(x, generator)
         nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
         return LadderTerms(nll, torch.stack([group.kl.sum((1, 2, 3)) for group in groups], 1))
@@ -130,8 +134,8 @@ class LadderVAE(nn.Module):
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """Draw images from the prior: (count, 1, size, size) pixel means; `temperature` scales every sigma."""
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; it must be positive and finite")
         logits, _ = self._top_down(count, [], 0, generator, temperature)
         return logits.sigmoid()
 
@@ -144,6 +148,8 @@ class LadderVAE(nn.Module):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """What the groups may see of the images: (N, width, side, side) for each scale, coarsest first."""
+        if x.shape[1:] != (1, self.size, self.size):
+            raise ValueError(f"x is {tuple(x.shape)}; this model takes (N, 1, {self.size}, {self.size})")
         margin = self.padded - self.size
         x = F.pad(x, (margin // 2, margin - margin // 2) * 2)  # (N, 1, padded, padded)
         h = self.stem((2 * x - 1).contiguous(memory_format=torch.channels_last))

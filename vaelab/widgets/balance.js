@@ -97,17 +97,6 @@ function weakest(kl) {
 const WIDTH = 360, HEIGHT = 410, LEFT = 34, RIGHT = 358;
 const PANELS = { gamma: [36, 106], price: [152, 250], pays: [302, 372] };   // top and foot of each
 
-function svgNode(tag, attributes, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  setAll(node, attributes);
-  node.append(...children);
-  return node;
-}
-
-function setAll(node, attributes) {
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-}
-
 /** A round number that is no less than value: the end of an axis, which should not move at every step. */
 function roundLimit(value, least) {
   for (let decade = 1; ; decade *= 10)

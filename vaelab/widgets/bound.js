@@ -97,13 +97,6 @@ function bestQ(setting) {
 
 const WIDTH = 360, LEFT = 8, RIGHT = 352, TOP = 30, FLOOR = 176, REACH = 4;   // z runs from −REACH to REACH
 
-function svgNode(tag, attributes, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 const onAxis = (z) => LEFT + (RIGHT - LEFT) * (z + REACH) / (2 * REACH);
 const LINES = {
   prior: { stroke: "currentColor", "stroke-width": 1.5, "stroke-dasharray": "2 4", fill: "none" },
@@ -162,15 +155,14 @@ function drawLadder(parts, { s }, numbers) {
   const highest = Math.max(-0.5 * Math.log(2 * Math.PI * s * s), numbers.log_px);   // of any reconstruction
   const low = numbers.log_px - Math.max(3, highest - numbers.log_px);
   const at = (value) => Math.max(LEFT, LEFT + (BAR_END - LEFT) * (value - low) / (highest - low));
-  const set = (node, attributes) => Object.entries(attributes).forEach(([k, v]) => node.setAttribute(k, v));
   const bound = at(numbers.elbo);
-  set(parts.atBound, { x1: bound, x2: bound, "stroke-dasharray": numbers.elbo < low ? "3 3" : "none" });   // off the scale
-  set(parts.bound, { x: Math.max(bound, LEFT + 17) });
+  setAll(parts.atBound, { x1: bound, x2: bound, "stroke-dasharray": numbers.elbo < low ? "3 3" : "none" });   // off the scale
+  setAll(parts.bound, { x: Math.max(bound, LEFT + 17) });
   for (const [bar, tick, name, value] of [[parts.gap, parts.atEvidence, parts.evidence, numbers.log_px],
     [parts.kl, parts.atReconstruction, parts.reconstruction, numbers.reconstruction]]) {
-    set(bar, { x: bound, width: Math.max(0, at(value) - bound) });
-    set(tick, { x1: at(value), x2: at(value) });
-    set(name, { x: at(value) + 7 });
+    setAll(bar, { x: bound, width: Math.max(0, at(value) - bound) });
+    setAll(tick, { x1: at(value), x2: at(value) });
+    setAll(name, { x: at(value) + 7 });
   }
 }
 

@@ -153,6 +153,19 @@ function announcer() {
 
 // --------------------------------------------------------------- pictures
 
+/** Set many attributes of one node. */
+function setAll(node, attributes) {
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+}
+
+/** An SVG element, which needs its namespace. */
+function svgNode(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  setAll(node, attributes);
+  node.append(...children);
+  return node;
+}
+
 /** Call draw at most once a frame, however often it is asked for. */
 function oncePerFrame(draw) {
   let waiting = false;

@@ -184,13 +184,6 @@ const MARKERS = [   // disc, square, triangle, diamond, triangle on its tip, plu
   "m0 4l4-7h-8z", "m-1.2-4h2.4v2.8h2.8v2.4h-2.8v2.8h-2.4v-2.8h-2.8v-2.4h2.8z",
 ];
 
-function svgNode(tag, attributes, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 /** The i-th line's look: a stroke, and markers on it. Returns {stroke, marks}, paths without a shape yet. */
 function lineLook(i) {
   const colour = COLOURS[i % COLOURS.length];
