@@ -11,12 +11,14 @@ def reparametrise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None 
 
     Args:
         mu, logvar: any one shape; logvar is the log of the variance, natural logarithm.
-        generator: source of the noise; None takes torch's default one.
+        generator: source of the noise, on whatever device, so that one on the CPU draws alike on every
+            machine; None takes torch's default one.
 
     Returns:
         A sample of that shape.
 
     Source: Kingma and Welling 2014, section 2.4.
     """
-    epsilon = torch.empty_like(mu).normal_(generator=generator)
+    place = generator.device if generator else mu.device
+    epsilon = torch.empty_like(mu, device=place).normal_(generator=generator).to(mu.device)
     return mu + torch.exp(0.5 * logvar) * epsilon
