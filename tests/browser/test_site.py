@@ -72,3 +72,27 @@ def test_the_slider_of_day_12_draws_another_digit_when_moved_by_keyboard(site, o
     seen.append(pixels())
     assert len(set(seen)) == 3
     assert ours(opened.errors) == [] and opened.elsewhere == []
+
+
+def test_the_sliders_of_kl_balancing_follow_the_keyboard(site, open_page):
+    """The first computes prices in the page, the second steps through recorded runs; no kernel answers either."""
+    opened = open_page((site / "book" / "kl_balancing.html").as_uri())
+    prices, windows = opened.page.locator(".vaelab-slider").all()
+    prices.scroll_into_view_if_needed()
+    before = prices.locator(".vk-sums").inner_text()
+    prices.locator("input[type=range]").first.focus()
+    for _ in range(3):
+        opened.page.keyboard.press("ArrowRight")
+    opened.page.wait_for_timeout(100)
+    assert prices.locator(".vk-sums").inner_text() != before
+
+    windows.scroll_into_view_if_needed()
+    knob, line, seen = windows.locator("input[type=range]"), windows.locator(".vr-line").first, set()
+    knob.press("Home")
+    for _ in range(8):
+        opened.page.wait_for_timeout(50)
+        seen.add((line.get_attribute("d"), windows.locator(".vr-numbers").inner_text()))
+        knob.press("ArrowRight")
+    assert len(seen) >= 6  # five recorded windows, and the ones that are not recorded
+    assert windows.get_by_role("button").count() == 0  # nothing here can train
+    assert ours(opened.errors) == [] and opened.elsewhere == []
