@@ -56,7 +56,7 @@ def balance_kl(
               \texttt{kl} = \sum_i \gamma_i K_i, \qquad \gamma_i \leftarrow 1 + \texttt{strength} \, (\gamma_i - 1).
 
     No gradient flows through gamma: it only sets the price of a nat in each group. While `strength` is above
-    zero the result is no bound on anything; at zero it is exactly `kl.sum(1)`.
+    zero the sum is not the KL of the bound; at zero it is exactly `kl.sum(1)`.
 
     Args:
         kl: (N, G) KL of each of G groups for each of N examples, nats, summed within the group. Estimates
@@ -121,8 +121,8 @@ def _mean_over_processes(kl: Tensor) -> Tensor:
 def sizes_by_scale(sizes: Tensor | Sequence[float]) -> Tensor:
     """Divide each group's size by the number of groups of that size: (G,) -> (G,) float32.
 
-    With these in `balance_kl`, a scale is weighed by the KL of all its groups together, as NVAE's code does;
-    with the plain sizes each group is weighed by its own, as its maintainer's simplification says. The two
+    With these, `balance_kl` prices a group as if all groups of its scale said as much as it does, as NVAE's
+    code does; with the plain sizes by what it says itself, as its maintainer's simplification does. The two
     agree where every scale has equally many groups.
 
     Raises:

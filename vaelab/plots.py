@@ -99,11 +99,14 @@ def curves(axes: Axes, x: Sequence[float], series: Mapping[str, np.ndarray], ban
             axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
 
 
-def intervals(axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np.ndarray]]) -> None:
+def intervals(
+    axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np.ndarray]], joined: bool = True
+) -> None:
     """Draw, at every tick, every seed as a faint dot and their mean with its 95 % interval as a bar.
 
     Args:
         ticks: names along the axis. series: name -> one array (seeds,) for each tick.
+        joined: whether a line joins the means; not where the ticks are names without an order.
     """
     _enough_colours(series)
     for k, (name, groups) in enumerate(series.items()):
@@ -113,7 +116,7 @@ def intervals(axes: Axes, ticks: Sequence[str], series: Mapping[str, Sequence[np
             axes.plot(np.full(len(values), position), values, ".", color=COLOURS[k], alpha=0.35, markersize=6)
         y = np.array([m.mean for m in means])
         bars = [y - [m.low for m in means], [m.high for m in means] - y]
-        style = {"fmt": MARKERS[k] + "-", "color": COLOURS[k], "capsize": 3, "markersize": 5, "linewidth": 1.2}
+        style = {"fmt": MARKERS[k] + "-" * joined, "color": COLOURS[k], "capsize": 3, "markersize": 5, "linewidth": 1.2}
         axes.errorbar(x, y, bars, label=name, **style)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.5, len(ticks) - 0.5)

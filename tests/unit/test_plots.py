@@ -217,3 +217,10 @@ def test_the_portrait_of_groups_shows_every_group_in_every_panel():
 def test_the_portrait_wants_shapes_that_fit(at, sides):
     with pytest.raises(ValueError, match="kl_groups is"):
         plots.group_portrait(at, np.ones((3, 3)), sides, _report())
+
+
+@pytest.mark.parametrize("joined, line", [(True, "-"), (False, "None")])
+def test_names_without_an_order_are_not_joined(joined, line):
+    _, axes = plots.subplots()
+    plots.intervals(axes[0, 0], ["a", "b"], {"x": [np.array([1.0, 2.0]), np.array([2.0, 3.0])]}, joined=joined)
+    assert axes[0, 0].containers[0].lines[0].get_linestyle() == line
