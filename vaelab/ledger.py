@@ -230,11 +230,12 @@ def _stray(values: Mapping[int, np.ndarray]) -> dict[int, float]:
 
 
 def _words(c: Comparison) -> str:
-    """Say what is compared, naming only what differs: "labels 600 → 60"."""
+    """Say what is compared, naming only what differs: "labels 600 → 60", or, of configurations with names, "a → b"."""
     differs = [k for k, v in c.treatment.items() if c.control.get(k) != v]
     before = " ".join(str(c.control[k]) for k in differs if k in c.control)
     after = " ".join(str(c.treatment[k]) for k in differs)
-    return f"{' and '.join(differs)} {before} → {after}" if before else f"{' and '.join(differs)} {after}"
+    what = "" if "name" in differs else " and ".join(differs) + " "
+    return f"{what}{before} → {after}" if before else f"{what}{after}"
 
 
 def table(verdicts: Iterable[Verdict]) -> str:

@@ -343,3 +343,11 @@ def test_straying_seeds_are_measured_from_the_mean_of_the_others():
     assert comparison.difference.mean == pytest.approx((strayed[0] - strayed[1]) / 5)
     arrays = [r._replace(results={"fid": np.array([r.results["fid"], 1.0])}) for r in wild + tame]
     assert judge(claim, arrays).comparisons[0].difference == pytest.approx(comparison.difference)
+
+
+def test_configurations_with_names_are_told_by_them():
+    pair = {"control": {"name": "plain", "dataset": "mnist"}, "treatment": {"name": "balanced", "dataset": "mnist"}}
+    named = [r._replace(config=r.config | {"name": "plain" if r.config["labels"] == 60 else "balanced"})
+             for r in runs_of(1.0)]  # fmt: skip
+    text = table([judge(CLAIM._replace(compare=[pair]), named)])
+    assert "plain → balanced: +" in text and "name" not in text
