@@ -46,7 +46,8 @@ const STYLE = `
   padding: 0.1875rem 0; border: 0; border-top: 1px solid var(--vs-line); background: none; color: inherit;
   text-align: left; font-weight: 400;
 }
-.vaelab-slider .vr-numbers td { text-align: right; font-variant-numeric: tabular-nums; }
+.vaelab-slider table.vr-numbers.vr-numbers { display: table; }   /* the book's theme makes tables blocks */
+.vaelab-slider .vr-numbers.vr-numbers td { padding-left: 0.75rem; text-align: right; font-variant-numeric: tabular-nums; }
 .vaelab-slider .vr-pictures { flex: 1 0 100%; max-width: 100%; }
 .vaelab-slider .vr-pictures p { margin: 0 0 0.25rem; font-size: 0.875rem; }
 .vaelab-slider .vr-row {
