@@ -1,4 +1,4 @@
-"""Every KL term of the book, in nats.
+"""Every KL term of the book, in nats, with the entropy and the relaxed density that discrete codes need.
 
 Each function says whether it sums or averages, over which axes. No term here is averaged over the batch;
 `balance_kl` takes batch means for its coefficients alone.
@@ -6,6 +6,7 @@ Each function says whether it sums or averages, over which axes. No term here is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,133 @@ def gaussian_kl(
     # expm1 keeps the difference of two nearly equal numbers exact near the prior, where collapse lives.
     shift = (mu - prior_mu).pow(2) * torch.exp(-torch.as_tensor(prior_logvar, dtype=mu.dtype))
     return 0.5 * (torch.expm1(log_ratio) - log_ratio + shift)
+
+
+def categorical_kl(logits: Tensor, prior_logits: Tensor | None = None) -> Tensor:
+    r"""Return KL( softmax(logits) || softmax(prior_logits) ) for every code, in nats: (..., K) -> (...).
+
+    Summed over the K classes and nothing else: a row of 20 codes, (N, 20, K), gives (N, 20).
+
+    .. math:: \sum_k q_k \log (q_k / p_k)
+
+    A class that q gives no probability adds 0, also where the prior gives it none; a class that the prior
+    alone rules out makes the KL infinite. Never negative but for rounding: near the prior too, digits are kept.
+
+    This is the KL of the discrete model. With codes from `posteriors.gumbel_softmax` the bound then mixes a
+    relaxed likelihood with a discrete KL (Jang et al.'s choice, no bound on either model until it is
+    evaluated at one-hot codes); the other choice is `relaxed_log_density`.
+
+    Args:
+        logits: (..., K) log-probabilities of q, up to a constant for each row.
+        prior_logits: the same of the prior, (K,) or (..., K). None: the uniform prior, whose KL is ln K - H(q).
+
+    Returns:
+        (...) nats; float32 for logits in half precision.
+
+    Raises:
+        ValueError: the prior has another number of classes.
+
+    Source: Jang et al. 2017 (arXiv 1611.01144), section 4.2, for the choice.
+
+    >>> categorical_kl(torch.tensor([[100.0, -100.0], [0.0, 0.0]]))  # ln 2 for a certain code, 0 for none
+    tensor([0.6931, 0.0000])
+    """
+    prior_logits = torch.zeros_like(logits) if prior_logits is None else prior_logits
+    _check_classes(logits, "prior_logits", prior_logits)
+    log_q, log_p = _log_softmax(logits), _log_softmax(prior_logits)
+    q, p = log_q.exp(), log_p.exp()
+    r = (log_q - log_p).masked_fill((q == 0) & (p == 0), 0).clamp(min=torch.finfo(log_q.dtype).min)
+    # As q and p both sum to 1, so does q r - q + p to the KL; no term of it is negative. With q = p exp(r) it is
+    # written from the larger of the two, as nothing overflows there, and by expm1, which keeps the digits.
+    more, less = r.clamp(min=0), r.clamp(max=0)
+    terms = q * (more + torch.expm1(-more)) + p * (less * torch.exp(less) - torch.expm1(less))  # (..., K)
+    return terms.sum(-1)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    r"""Return the entropy of softmax(logits) for every code, in nats: (..., K) -> (...), from 0 to ln K.
+
+    Summed over the K classes and nothing else. A class without probability adds 0.
+
+    .. math:: -\sum_k q_k \log q_k
+
+    Returns:
+        (...) nats; float32 for logits in half precision.
+
+    Source: Shannon 1948. In the bound it stands with a plus (Kingma et al. 2014, equation 7), in a loss with a minus.
+
+    >>> categorical_entropy(torch.zeros(2))
+    tensor(0.6931)
+    """
+    log_q = _log_softmax(logits)
+    q = log_q.exp()
+    return (q * -log_q.masked_fill(q == 0, 0)).sum(-1)
+
+
+def relaxed_log_density(log_sample: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    r"""Return the log density of Gumbel-softmax samples, taken at their logarithms: (..., K) -> (...), in nats.
+
+    With x a point of the simplex, l its logarithm, alpha the exponentials of the logits and tau the temperature,
+
+    .. math:: \log \Gamma(K) + (K - 1) \log \tau + \sum_k (\log \alpha_k - \tau l_k)
+              - K \log \sum_k \exp(\log \alpha_k - \tau l_k),
+
+    the density on the log-simplex (ExpConcrete), over the K - 1 numbers log(x_k / x_K). The density on the
+    simplex itself (Concrete), over x_1 to x_{K-1}, is this minus `log_sample.sum(-1)`: it overflows where a
+    class rounds to 0, so it is not offered. In a ratio of two densities the space does not matter.
+
+    The KL of the relaxed model, from one draw, in the place of `categorical_kl` ::
+
+        log_y = gumbel_log_softmax(logits, tau)
+        kl = relaxed_log_density(log_y, logits, tau) - relaxed_log_density(log_y, prior_logits, prior_tau)
+
+    It may be negative, as any estimate from a draw; its mean is at least the categorical KL.
+
+    Args:
+        log_sample: (..., K) from `posteriors.gumbel_log_softmax`: logarithms, whose exponentials sum to 1.
+        logits: (..., K) or (K,), finite, up to a constant for each row.
+        temperature: positive and finite.
+
+    Returns:
+        (...) nats, summed over the classes; float32 for half precision.
+
+    Raises:
+        ValueError: the temperature is not positive and finite; another number of classes; samples that are not
+            logarithms of points of the simplex.
+
+    Source: Maddison et al. 2017 (arXiv 1611.00712), definition 1 for the simplex, appendix for the log-simplex.
+
+    >>> half = torch.tensor([0.5, 0.5]).log()  # two equal classes at temperature 1: uniform on the simplex
+    >>> relaxed_log_density(half, torch.zeros(2), temperature=1.0) - half.sum(-1)
+    tensor(0.)
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be positive and finite")
+    _check_classes(log_sample, "logits", logits)
+    log_sample, logits = _at_least_single(log_sample), _at_least_single(logits)
+    totals = log_sample.detach().logsumexp(-1)
+    if not (totals.abs() < 0.1).all():  # a bfloat16 sample comes to 0.01; a sample without its logarithm to ln K
+        raise ValueError(f"log_sample sums to {totals.exp().tolist()}, exponentiated; each row must sum to 1")
+    k = log_sample.shape[-1]
+    log_scale = math.lgamma(k) + (k - 1) * math.log(temperature)
+    return (logits - temperature * log_sample).log_softmax(-1).sum(-1) + log_scale
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Return log softmax over the last axis, in float32 at least."""
+    return _at_least_single(logits).log_softmax(-1)
+
+
+def _check_classes(first: Tensor, name: str, second: Tensor) -> None:
+    """Refuse a second tensor that has another number of classes, also where it would broadcast."""
+    if first.shape[-1:] != second.shape[-1:]:
+        shape, classes = tuple(second.shape), first.shape[-1]
+        raise ValueError(f"{name} has shape {shape}; it must end in the number of classes, {classes}")
 
 
 class Balanced(NamedTuple):
