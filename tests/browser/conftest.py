@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
+from pages import write_page
 from playwright.sync_api import sync_playwright
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -62,6 +63,18 @@ def open_page(browser) -> Iterator[Callable[..., Opened]]:
     yield open_one
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def shown(open_page, tmp_path) -> Callable[..., Opened]:
+    """Write a page with one slider and open it; options go to `open_page`."""
+
+    def show(slider: object, **options: object) -> Opened:
+        opened = open_page(write_page(tmp_path, slider).as_uri(), **options)
+        opened.page.locator(".vaelab-slider svg").first.wait_for()
+        return opened
+
+    return show
 
 
 def _only_here(route, elsewhere: list[str]) -> None:

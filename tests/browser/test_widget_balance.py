@@ -5,33 +5,17 @@ The first tests need no browser.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ipywidgets.embed import dependency_state
 from looks import TIME_FRAMES, assert_controls_fit, median_redraw
+from pages import settle
 
-import vaelab.widgets
 from vaelab.divergences import balance_kl, sizes_by_scale
 from vaelab.widgets.balance import DIVISORS, BalanceExplorer, Prices
-
-HOST = Path(vaelab.widgets.__file__).parent / "static" / "host.js"
-PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Balance</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ margin: 16px; font: 16px sans-serif; }}
-[data-theme=dark] {{ --pst-color-text-base: #ced6dd; --pst-color-primary: #3fb1c5; background: #14181e; }}
-</style><script>
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-document.documentElement.dataset.theme = dark ? "dark" : "light";
-</script></head><body><script type="application/vnd.jupyter.widget-view+json">{view}</script>
-<script type="application/vnd.jupyter.widget-state+json">{state}</script>
-<script src="host.js"></script></body></html>"""
 
 
 def settings() -> list[dict]:
@@ -146,29 +130,13 @@ def test_the_still_picture_shows_bars_around_two_lines(kl):
 # In the page
 
 
-@pytest.fixture
-def shown(open_page, tmp_path):
-    """Write a page with one slider and open it."""
-
-    def show(explorer: BalanceExplorer, **options: object):
-        state = {"version_major": 2, "version_minor": 0, "state": dependency_state([explorer], drop_defaults=False)}
-        text = PAGE.format(view=json.dumps(explorer.get_view_spec()), state=json.dumps(state))
-        (tmp_path / "page.html").write_text(text, encoding="utf-8")
-        shutil.copy(HOST, tmp_path)
-        opened = open_page((tmp_path / "page.html").as_uri(), **options)
-        opened.page.locator(".vaelab-slider svg").wait_for()
-        return opened
-
-    return show
-
-
 def number(text: str) -> float:
     return float(text.replace("\u2212", "-"))
 
 
 def read_out(page) -> dict:
     """The numbers in and under the figure, once all pending redraws are done."""
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    settle(page)
     cells = page.locator(".vk-sums dd").all()
     sums = {re.search(r"vk-(\w+)", cell.get_attribute("class"))[1]: cell.inner_text() for cell in cells}
     bars = {name: [number(text) for text in page.locator(f".vk-{name}-text").all_text_contents()]

@@ -5,33 +5,19 @@ The first tests need no browser.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from ipywidgets.embed import dependency_state
 from looks import TIME_FRAMES, assert_controls_fit, median_redraw
+from pages import settle
 from torch.distributions import Normal, kl_divergence
 
-import vaelab.widgets
 from vaelab.widgets import BoundExplorer
 from vaelab.widgets.bound import DECODERS, Bound
 
-HOST = Path(vaelab.widgets.__file__).parent / "static" / "host.js"
-PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Bound</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ margin: 16px; font: 16px sans-serif; }}
-[data-theme=dark] {{ --pst-color-text-base: #ced6dd; --pst-color-primary: #3fb1c5; background: #14181e; }}
-</style><script>
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-document.documentElement.dataset.theme = dark ? "dark" : "light";
-</script></head><body><script type="application/vnd.jupyter.widget-view+json">{view}</script>
-<script type="application/vnd.jupyter.widget-state+json">{state}</script>
-<script src="host.js"></script></body></html>"""
+
 @pytest.mark.parametrize("x, s, mu, log_sigma", [(1.5, 1.0, 0.0, 0.0), (-2.0, 0.3, 1.2, -1.5), (0.4, 3.0, -2.5, 0.7)])
 def test_a_straight_decoder_has_a_gaussian_posterior(x, s, mu, log_sigma):
     bound = BoundExplorer(x=x, s=s, mu=mu, log_sigma=log_sigma).numbers()
@@ -80,24 +66,9 @@ def test_the_still_picture_shows_three_curves():
 # In the page
 
 
-@pytest.fixture
-def shown(open_page, tmp_path):
-    """Write a page with one slider and open it."""
-    def show(explorer: BoundExplorer, **options: object):
-        state = {"version_major": 2, "version_minor": 0, "state": dependency_state([explorer], drop_defaults=False)}
-        text = PAGE.format(view=json.dumps(explorer.get_view_spec()), state=json.dumps(state))
-        (tmp_path / "page.html").write_text(text, encoding="utf-8")
-        shutil.copy(HOST, tmp_path)
-        opened = open_page((tmp_path / "page.html").as_uri(), **options)
-        opened.page.locator(".vaelab-slider svg").wait_for()
-        return opened
-
-    return show
-
-
 def read_out(page) -> dict[str, float]:
     """The numbers under the figure, once all pending redraws are done."""
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    settle(page)
     cells = page.locator(".vb-sums dd").all()
     return {
         re.search(r"vb-(\w+)", cell.get_attribute("class"))[1]: float(cell.inner_text().replace("\u2212", "-"))

@@ -8,28 +8,14 @@ from __future__ import annotations
 import base64
 import json
 import math
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from ipywidgets.embed import dependency_state
 from looks import TIME_FRAMES, assert_controls_fit, median_redraw
+from pages import saved_state, settle
 
-import vaelab.widgets
 from vaelab.widgets.runs import Point, RunExplorer
 
-HOST = Path(vaelab.widgets.__file__).parent / "static" / "host.js"
-PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Runs</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ margin: 16px; font: 16px sans-serif; }}
-[data-theme=dark] {{ --pst-color-text-base: #ced6dd; --pst-color-primary: #3fb1c5; background: #14181e; }}
-</style><script>
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-document.documentElement.dataset.theme = dark ? "dark" : "light";
-</script></head><body><script type="application/vnd.jupyter.widget-view+json">{view}</script>
-<script type="application/vnd.jupyter.widget-state+json">{state}</script>
-<script src="host.js"></script></body></html>"""
 KNOB = ["never", "500", "1000", "20"]  # out of the order that a browser would sort them in
 X = np.linspace(0, 2000, 41)
 
@@ -59,7 +45,7 @@ def test_points_survive_the_journey():
         assert kept.numbers == pytest.approx(made.numbers, nan_ok=True)
         np.testing.assert_allclose(kept.pictures, made.pictures, atol=0.5 / 255 + 1e-9)
         assert kept.mark == made.mark
-    json.dumps(dependency_state([shown], drop_defaults=False), allow_nan=False)  # no browser reads NaN
+    json.dumps(saved_state(shown), allow_nan=False)  # no browser reads NaN
 
 
 def test_asking_trains_a_point():
@@ -159,30 +145,6 @@ def test_the_still_picture_shows_the_lines_of_the_middle_point(log_y):
 
 
 # In the page
-
-
-def write_page(folder: Path, shown: RunExplorer) -> str:
-    state = {"version_major": 2, "version_minor": 0, "state": dependency_state([shown], drop_defaults=False)}
-    text = PAGE.format(view=json.dumps(shown.get_view_spec()), state=json.dumps(state))
-    (folder / "page.html").write_text(text, encoding="utf-8")
-    shutil.copy(HOST, folder)
-    return (folder / "page.html").as_uri()
-
-
-@pytest.fixture
-def shown(open_page, tmp_path):
-    """Write a page with one slider and open it."""
-
-    def show(slider: RunExplorer, **options: object):
-        opened = open_page(write_page(tmp_path, slider), **options)
-        opened.page.locator(".vaelab-slider svg").first.wait_for()
-        return opened
-
-    return show
-
-
-def settle(page) -> None:
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def lines(page) -> list[np.ndarray]:

@@ -6,38 +6,23 @@ The pages here carry the same script tags as the book's builder emits, filled fr
 from __future__ import annotations
 
 import base64
-import json
-import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import ipywidgets
 import numpy as np
 import pytest
 import torch
-from ipywidgets.embed import dependency_state
 from looks import TIME_FRAMES, assert_controls_fit, median_redraw
+from pages import saved_state, settle, write_page
 from torch import nn
 
-import vaelab.widgets
 from vaelab.widgets import LatentExplorer
 
 pytestmark = pytest.mark.browser
 
-HOST = Path(vaelab.widgets.__file__).parent / "static" / "host.js"
 NEEDS_KERNEL = "This widget needs a running kernel: open the chapter in Jupyter or Colab."
-PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Sliders</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ margin: 16px; font: 16px sans-serif; }}
-[data-theme=dark] {{ --pst-color-text-base: #ced6dd; --pst-color-primary: #3fb1c5; background: #14181e; }}
-</style><script>
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-document.documentElement.dataset.theme = dark ? "dark" : "light";
-</script>{early}</head><body>{views}
-<script type="application/vnd.jupyter.widget-state+json">{state}</script>{late}</body></html>"""
-VIEW = '<div class="output"><script type="application/vnd.jupyter.widget-view+json">{}</script></div>'
 
 
 class Decoder(nn.Module):
@@ -63,25 +48,6 @@ def explorer(decoders) -> LatentExplorer:
     return LatentExplorer(decoders)
 
 
-def saved_state(*widgets: ipywidgets.Widget) -> dict:
-    """What an executed notebook saves: every trait, defaults too."""
-    return dependency_state(widgets, drop_defaults=False)
-
-
-def write_page(folder: Path, *widgets: object, state: dict | None = None, early: bool = False) -> Path:
-    """A page with these widgets; early: the host's script comes before them, in the head."""
-    state = saved_state(*widgets) if state is None else state
-    saved = {"version_major": 2, "version_minor": 0, "state": state}
-    views = "".join(VIEW.format(json.dumps(widget.get_view_spec())) for widget in widgets)
-    shutil.copy(HOST, folder)
-    script = '<script src="host.js"></script>'
-    text = PAGE.format(
-        views=views, state=json.dumps(saved), early=script if early else "", late="" if early else script
-    )
-    (folder / "page.html").write_text(text, encoding="utf-8")
-    return folder / "page.html"
-
-
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
@@ -99,8 +65,8 @@ def served(tmp_path):
 
 def picture(page) -> list[int]:
     """The large picture's pixels, once all pending redraws are done."""
-    return page.locator(".vs-figure canvas").first.evaluate("""async (canvas) => {
-        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    settle(page)
+    return page.locator(".vs-figure canvas").first.evaluate("""(canvas) => {
         const { data } = canvas.getContext("2d").getImageData(0, 0, 28, 28);
         return Array.from(data).filter((_, i) => i % 4 === 3);   // the ink is the alpha channel
     }""")
