@@ -12,9 +12,9 @@ What is compared takes turns, many rounds; the ratios are those of medians.
 from __future__ import annotations
 
 import statistics
-import time
 
 import torch
+from clock import seconds
 
 from vaelab import device
 from vaelab.divergences import balance_kl
@@ -50,16 +50,6 @@ def charge(balanced: bool):
             total.mean().backward()
 
     return ten_times
-
-
-def seconds(go) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    go()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ are medians over rounds.
 from __future__ import annotations
 
 import statistics
-import time
 
 import torch
+from clock import seconds
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaelab import data, device
@@ -96,16 +96,6 @@ class Uint8Images(TensorDataset):
 
         image, label = super().__getitem__(row)
         return self.transform(Image.fromarray(image.numpy())), int(label)
-
-
-def seconds(go, steps: int) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    go(steps)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
 
 
 def main() -> None:

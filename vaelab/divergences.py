@@ -228,7 +228,7 @@ def _checked_groups(kl: Tensor, sizes: Tensor | Sequence[float] | None) -> tuple
     """Return (N, G) KL, in float32 at least, and (G,) sizes with mean 1 beside it."""
     if kl.ndim != 2 or 0 in kl.shape:
         raise ValueError(f"kl has shape {tuple(kl.shape)}; it must be (batch, groups), one or more of each")
-    kl = kl.float() if kl.dtype in (torch.float16, torch.bfloat16) else kl
+    kl = _at_least_single(kl) if kl.is_floating_point() else kl
     if sizes is None:
         return kl, torch.ones_like(kl[0].detach())
     a = torch.as_tensor(sizes, dtype=kl.dtype, device=kl.device)

@@ -171,7 +171,10 @@ def judge(claim: Claim | str, records: Iterable[runs.Record] | None = None) -> V
     if preset() == "smoke":  # a few steps decide nothing
         return Verdict(claim, [], NOT_JUDGED)
     records = runs.read_all(claim.chapter) if records is None else list(records)
-    comparisons = [_compare(claim, pair, records) for pair in claim.compare]
+    try:
+        comparisons = [_compare(claim, pair, records) for pair in claim.compare]
+    except ValueError as error:
+        raise ValueError(f"claim {claim.id}: {error}") from error
     verdict = combine([c.verdict for c in comparisons])
     if verdict == PARTLY:
         verdict += " " + "; ".join(_words(c) for c in comparisons if c.verdict == HOLDS)
@@ -191,34 +194,58 @@ def combine(verdicts: Sequence[str]) -> str:
     return UNDECIDED
 
 
+def paired_difference(
+    records: Iterable[runs.Record],
+    metric: str,
+    control: Mapping[str, Any],
+    treatment: Mapping[str, Any],
+    seeds: int = 2,
+    of: str = "value",
+) -> Interval:
+    """Return the mean of treatment minus control over the seeds that both were run with, with its interval.
+
+    Args:
+        records: among them those of the two configurations. metric: the name of a result.
+        control, treatment: what tells each configuration, and no other, from the rest.
+        seeds: how many pairs there must be. of: "value" or "stray", as in a claim.
+
+    Raises:
+        ValueError: too few pairs; a configuration that fits several; a result that a record lacks.
+    """
+    records = list(records)
+    treated, plain = (_by_seed(records, metric, wanted, of) for wanted in (treatment, control))
+    shared = sorted(treated.keys() & plain.keys())
+    if len(shared) < seeds:
+        pair = {"control": dict(control), "treatment": dict(treatment)}
+        raise ValueError(f"the runs of {pair} share only the seeds {shared}, too few pairs")
+    return mean_interval([treated[seed] - plain[seed] for seed in shared])
+
+
 def _compare(claim: Claim, pair: Mapping[str, Mapping[str, Any]], records: list[runs.Record]) -> Comparison:
-    treatment, control = _by_seed(claim, records, pair["treatment"]), None
-    difference = list(treatment.values())
+    """Judge one comparison; without a control it is of the treatment's own values."""
     if "control" in pair:
-        control = _by_seed(claim, records, pair["control"])
-        shared = sorted(treatment.keys() & control.keys())
-        if len(shared) < claim.seeds:
-            raise ValueError(f"claim {claim.id}: the runs of {dict(pair)} share only the seeds {shared}, too few pairs")
-        difference = [treatment[seed] - control[seed] for seed in shared]
-    if len(difference) < claim.seeds:
-        raise ValueError(f"claim {claim.id}: {dict(pair)} has only seeds {sorted(treatment)}, not {claim.seeds}")
-    interval = mean_interval(difference)
+        interval = paired_difference(records, claim.metric, **pair, seeds=claim.seeds, of=claim.of)
+    else:
+        own = _by_seed(records, claim.metric, pair["treatment"], claim.of)
+        if len(own) < claim.seeds:
+            raise ValueError(f"{dict(pair)} has only seeds {sorted(own)}, not {claim.seeds}")
+        interval = mean_interval(list(own.values()))
     # Without a control, "decreases" means: lies below the threshold.
-    below = control is None and claim.direction == "decreases"
+    below = "control" not in pair and claim.direction == "decreases"
     verdict = decide(interval, claim.direction, -claim.threshold if below else claim.threshold)
     return Comparison(dict(pair.get("control", {})), dict(pair["treatment"]), interval, verdict)
 
 
-def _by_seed(claim: Claim, records: list[runs.Record], wanted: Mapping[str, Any]) -> dict[int, float]:
+def _by_seed(records: list[runs.Record], metric: str, wanted: Mapping[str, Any], of: str) -> dict[int, float]:
     chosen = runs.select(records, **wanted)
     if len({r.seed for r in chosen}) < len(chosen):
-        raise ValueError(f"claim {claim.id}: {dict(wanted)} fits several configurations; name what "
+        raise ValueError(f"{dict(wanted)} fits several configurations; name what "
                          "tells them apart (or delete records of an older function)")
-    absent = [r.seed for r in chosen if claim.metric not in r.results]
+    absent = [r.seed for r in chosen if metric not in r.results]
     if absent:
-        raise ValueError(f"claim {claim.id}: {claim.metric} is missing from records of {dict(wanted)}, seeds {absent}")
-    values = {r.seed: np.asarray(r.results[claim.metric], dtype=float) for r in chosen}
-    return _stray(values) if claim.of == "stray" else {seed: float(value) for seed, value in values.items()}
+        raise ValueError(f"{metric} is missing from records of {dict(wanted)}, seeds {absent}")
+    values = {r.seed: np.asarray(r.results[metric], dtype=float) for r in chosen}
+    return _stray(values) if of == "stray" else {seed: float(value) for seed, value in values.items()}
 
 
 def _stray(values: Mapping[int, np.ndarray]) -> dict[int, float]:

@@ -156,7 +156,7 @@ def group_portrait(
 def _group_map(
     axes: Axes, at: Sequence[float], values: np.ndarray, names: Sequence[str], title: str, limits: tuple[float, float]
 ) -> None:
-    """Draw (k, G) values as colours over time, the top group in the top row; at the right their last ones."""
+    """Draw (k, G) values as colours over time, the top group in the top row."""
     edges = np.concatenate([[at[0]], (np.asarray(at[1:]) + np.asarray(at[:-1])) / 2, [at[-1]]])  # (k + 1,)
     norm = matplotlib.colors.LogNorm(*limits, clip=True)
     mesh = axes.pcolormesh(edges, np.arange(len(names) + 1), values.T, norm=norm, cmap="viridis")

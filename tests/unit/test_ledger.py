@@ -351,3 +351,19 @@ def test_configurations_with_names_are_told_by_them():
              for r in runs_of(1.0)]  # fmt: skip
     text = table([judge(CLAIM._replace(compare=[pair]), named)])
     assert "plain → balanced: +" in text and "name" not in text
+
+
+def test_the_paired_difference_pairs_by_seed_and_not_by_place():
+    records = [record(60, seed, 10.0 * seed) for seed in (0, 1, 2)]
+    records += [record(6, seed, 10.0 * seed + 1) for seed in (2, 0)]
+    pair = {"control": {"labels": 60}, "treatment": {"labels": 6}}
+    difference = ledger.paired_difference(records, "fid", **pair)
+    assert difference == mean_interval([1.0, 1.0])
+    with pytest.raises(ValueError, match=r"share only the seeds \[0, 2\], too few pairs"):
+        ledger.paired_difference(records, "fid", **pair, seeds=3)
+
+
+def test_the_paired_difference_is_what_a_verdict_rests_on():
+    records = runs_of(1.0)
+    judged = judge(CLAIM, records).comparisons[0].difference
+    assert judged == ledger.paired_difference(iter(records), CLAIM.metric, **CLAIM.compare[0])

@@ -116,8 +116,7 @@ class LadderVAE(nn.Module):
             ValueError: images of another size.
         """
         logits, groups = self.infer(x, generator)
-        nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
-        return LadderTerms(nll, torch.stack([group.kl.sum((1, 2, 3)) for group in groups], 1))
+        return LadderTerms(_nll(logits, x), torch.stack([group.kl.sum((1, 2, 3)) for group in groups], 1))
 
     def infer(
         self, x: Tensor, generator: torch.Generator | None = None, told: int | None = None
@@ -143,8 +142,7 @@ class LadderVAE(nn.Module):
     def log_weights(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return (N,) log p(x, z) - log q(z|x) for one draw of z each: unbiased weights of p(x), in nats."""
         logits, groups = self.infer(x, generator)
-        nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
-        return -nll - sum(group.log_ratio.sum((1, 2, 3)) for group in groups)
+        return -_nll(logits, x) - sum(group.log_ratio.sum((1, 2, 3)) for group in groups)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """What the groups may see of the images: (N, width, side, side) for each scale, coarsest first."""
@@ -190,6 +188,11 @@ def _moments(parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Split (N, 2 latent, h, w) into a mean and a log-variance, bounded smoothly: |mu| < 5, |log sigma| < 5."""
     mu, logvar = parameters.chunk(2, 1)
     return 5 * torch.tanh(mu / 5), 10 * torch.tanh(logvar / 10)
+
+
+def _nll(logits: Tensor, x: Tensor) -> Tensor:
+    """(N,) -log p(x|z) of images (N, 1, size, size), summed over pixels."""
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
 
 
 def _log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
