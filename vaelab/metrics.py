@@ -268,17 +268,31 @@ class GroupReport(NamedTuple):
     """How a hierarchical model spreads its KL over its latent groups, top group first."""
 
     kl: Tensor  # (G,) nats per image in each group
-    per_unit: Tensor  # (G,) the same, divided by the number of units of the group
-    active: Tensor  # (G,) int64, units with a KL above `unit_nats`
+    active: Tensor  # (G,) int64, units that count as active
     units: Tensor  # (G,) int64, units in all
-    effective: float  # how many groups it would be, were the KL spread evenly; see `effective_groups`
-    dead: tuple[int, ...]  # the groups below `dead_below` nats, counted from 1 at the top
+    dead_below: float = 1.0  # nats per image in all, below which a group counts as dead
+
+    @property
+    def per_unit(self) -> Tensor:
+        """(G,) nats per image and unit."""
+        return self.kl / self.units
+
+    @property
+    def effective(self) -> float:
+        """How many groups it would be, were the KL spread evenly; see `effective_groups`."""
+        return effective_groups(self.kl)
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """The dead groups, counted from 1 at the top."""
+        return tuple(i for i, nats in enumerate(self.kl.tolist(), 1) if nats < self.dead_below)
 
     def _repr_markdown_(self) -> str:
         """Say it in a notebook, dead groups in bold."""
+        dead = self.dead
         lines = ["| group | KL, nats | active units | |", "| --- | --- | --- | --- |"]
         for i, (kl, active, units) in enumerate(zip(self.kl.tolist(), self.active.tolist(), self.units.tolist()), 1):
-            lines.append(f"| {i} | {kl:.2f} | {active} of {units} | {'**dead**' if i in self.dead else ''} |")
+            lines.append(f"| {i} | {kl:.2f} | {active} of {units} | {'**dead**' if i in dead else ''} |")
         return "\n".join([*lines, "", f"Effective groups: {self.effective:.2f} of {len(self.kl)}"])
 
 
@@ -298,8 +312,7 @@ def group_report(kl_units: Sequence[Tensor], dead_below: float = 1.0, unit_nats:
     kl = torch.stack([units.double().sum() for units in kl_units]).cpu()
     active = torch.tensor([int((units > unit_nats).sum()) for units in kl_units])
     units = torch.tensor([units.numel() for units in kl_units])
-    dead = tuple(i for i, nats in enumerate(kl.tolist(), 1) if nats < dead_below)
-    return GroupReport(kl, kl / units, active, units, effective_groups(kl), dead)
+    return GroupReport(kl, active, units, dead_below)
 
 
 def effective_groups(kl: Tensor) -> float:
