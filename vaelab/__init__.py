@@ -13,7 +13,9 @@ A module imports only from the modules above it in this list:
 `metrics`      how well a trained model does, and by which yardstick
 `runs`         many runs: recorded, resumed, audited
 `ledger`       claims, intervals, verdicts
-`plots`, `widgets`  pictures and sliders
+`plots`        pictures
+`semi_supervised`  the experiment that Days 13 to 15 share
+`widgets`      sliders
 `book`         the notebooks themselves: executed, fingerprinted, checked
 """
 

@@ -21,6 +21,41 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
+class ConditionalMLP(nn.Module):
+    """An MLP of an input and a condition that broadcast against each other: K conditions cost one look at the input.
+
+    a (..., inputs) and b (..., conditions) -> (..., outputs)
+
+    Its first layer is one Linear over both, applied to each apart and then added. With a of shape (N, 1, inputs) and b
+    of shape (K, conditions), the product with a, dear for an image, is worked out N times instead of N K times.
+
+    Args:
+        inputs, conditions: lengths of a and b; with `conditions=0` there is no b.
+        hidden, outputs: widths of the hidden layers (at least one) and of what is returned.
+        batch_norm: normalise each hidden layer before its ReLU, over all leading axes together.
+    """
+
+    def __init__(
+        self, inputs: int, conditions: int, hidden: tuple[int, ...], outputs: int, batch_norm: bool = False
+    ):
+        super().__init__()
+        self.inputs = inputs
+        self.first = nn.Linear(inputs + conditions, hidden[0])
+        layers: list[nn.Module] = []
+        for width, after in zip(hidden, (*hidden[1:], outputs)):
+            layers += [nn.BatchNorm1d(width)] if batch_norm else []
+            layers += [nn.ReLU(), nn.Linear(width, after)]
+        self.rest = nn.Sequential(*layers)
+
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        weight = self.first.weight  # (hidden, inputs + conditions)
+        h = F.linear(a, weight[:, : self.inputs], self.first.bias)
+        if b is not None:
+            h = h + F.linear(b, weight[:, self.inputs :])  # (..., hidden), broadcast
+        leading = h.shape[:-1]
+        return self.rest(h.flatten(0, -2)).unflatten(0, leading)  # batch norm takes rows
+
+
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Return (N, num_classes) float32 indicators of (N,) int64 labels.
 
@@ -31,6 +66,25 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(f"labels span [{low}, {high}]; they must lie in [0, {num_classes})")
     return F.one_hot(labels, num_classes).float()
+
+
+def one_hot_planes(y: Tensor, height: int, width: int, num_classes: int = 10) -> Tensor:
+    """Return labels as pictures: (N,) int64 -> (N, num_classes, height, width) float32.
+
+    Plane k of an image is one everywhere if k is its label, and zero everywhere otherwise, so that a
+    convolution sees the label at every pixel.
+
+    Raises:
+        ValueError: no labels, a label outside [0, num_classes), or a height or width below 1.
+
+    >>> one_hot_planes(torch.tensor([1]), 2, 2, num_classes=2)[0].tolist()
+    [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]
+    """
+    if not len(y):
+        raise ValueError("y is empty; planes need at least one label")
+    if height < 1 or width < 1:
+        raise ValueError(f"height is {height}, width is {width}; both must be at least 1")
+    return one_hot(y, num_classes)[:, :, None, None].expand(-1, -1, height, width)  # (N, K) -> (N, K, h, w)
 
 
 class MLPEncoder(nn.Module):
@@ -83,3 +137,89 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.trunk(x))
+
+
+class ConvGenerator(nn.Module):
+    """Map codes and labels to images of 28 x 28.
+
+    z (N, latent_dim) and y (N,) int64 -> images (N, 1, 28, 28) in [0, 1]
+
+    Two dense layers, then two transposed convolutions; batch normalisation after each but the last.
+    After the generator of InfoGAN (Chen et al. 2016, appendix C.1), to which `width` = 1 corresponds.
+
+    Args:
+        num_classes, latent_dim: lengths of the one-hot label and of the code.
+        width: scales all layers: 1024 units, then 128 and 64 channels, times this.
+
+    Raises:
+        ValueError: a width that leaves a layer without a channel.
+    """
+
+    def __init__(self, num_classes: int = 10, latent_dim: int = 62, width: float = 1.0):
+        super().__init__()
+        self.num_classes, self.latent_dim = num_classes, latent_dim
+        units, wide, narrow = _scaled(width, 1024, 128, 64)
+        self.net = nn.Sequential(
+            nn.Linear(latent_dim + num_classes, units), nn.BatchNorm1d(units), nn.ReLU(),
+            nn.Linear(units, wide * 49), nn.BatchNorm1d(wide * 49), nn.ReLU(),
+            nn.Unflatten(1, (wide, 7, 7)),
+            nn.ConvTranspose2d(wide, narrow, 4, 2, 1), nn.BatchNorm2d(narrow), nn.ReLU(),  # (N, narrow, 14, 14)
+            nn.ConvTranspose2d(narrow, 1, 4, 2, 1), nn.Sigmoid(),                          # (N, 1, 28, 28)
+        )  # fmt: skip
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.net(torch.cat([z, one_hot(y, self.num_classes)], dim=1))
+
+
+class ConvDiscriminator(nn.Module):
+    """Say of 28 x 28 images whether they are real ones of their labels.
+
+    x (N, 1, 28, 28) and y (N,) int64 -> logits (N,), above zero: real
+
+    Three parts follow each other, and the label joins the input of one of them: `planes`, two convolutions, there as
+    pictures; `dense`, a layer of units on the features; `late`, the head of one hidden layer. All else is the same.
+    The place costs 10240, 10240 or 1280 weights at `width` 1, of 6.7 million in all.
+    The first two parts are those of InfoGAN's discriminator (Chen et al. 2016, appendix C.1).
+
+    Args:
+        num_classes: length of the one-hot label.
+        width: scales all layers: 64 and 128 channels, 1024 and 128 units, times this.
+        label_at: "planes", "dense" or "late".
+
+    Raises:
+        ValueError: another place, or a width that leaves a layer without a channel.
+    """
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0, label_at: str = "planes"):
+        super().__init__()
+        if label_at not in ("planes", "dense", "late"):
+            raise ValueError(f"label_at is {label_at!r}; it must be 'planes', 'dense' or 'late'")
+        self.num_classes, self.label_at = num_classes, label_at
+        narrow, wide, units, head = _scaled(width, 64, 128, 1024, 128)
+        planes, dense, late = (num_classes * (label_at == place) for place in ("planes", "dense", "late"))
+        self.parts = nn.ModuleDict({
+            "planes": nn.Sequential(
+                nn.Conv2d(1 + planes, narrow, 4, 2, 1), nn.LeakyReLU(0.2),                       # (N, narrow, 14, 14)
+                nn.Conv2d(narrow, wide, 4, 2, 1), nn.BatchNorm2d(wide), nn.LeakyReLU(0.2),  # (N, wide, 7, 7)
+                nn.Flatten(),
+            ),
+            "dense": nn.Sequential(nn.Linear(wide * 49 + dense, units), nn.BatchNorm1d(units), nn.LeakyReLU(0.2)),
+            "late": nn.Sequential(nn.Linear(units + late, head), nn.ReLU(), nn.Linear(head, 1)),
+        })  # fmt: skip
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        label = one_hot(y, self.num_classes)  # (N, K)
+        for place, part in self.parts.items():
+            if place == self.label_at:
+                joined = one_hot_planes(y, *x.shape[2:], self.num_classes) if x.ndim == 4 else label
+                x = torch.cat([x, joined], dim=1)
+            x = part(x)
+        return x.squeeze(1)  # (N, 1) -> (N,)
+
+
+def _scaled(width: float, *counts: int) -> list[int]:
+    """Return layer sizes times a width."""
+    sizes = [round(width * count) for count in counts]
+    if min(sizes) < 1:
+        raise ValueError(f"width is {width}; it must leave every layer at least one channel of {counts}")
+    return sizes
