@@ -17,7 +17,7 @@ Runs that share a seed are a pair. The verdict comes from the 95 % interval of t
 Without `control` the treatment's own values must lie above the threshold ("increases") or below it.
 "Not worse by more than 0.5" is a decrease with the threshold -0.5.
 
-Two fields are optional. `seeds` says how many pairs the verdict needs (default 5). With `of = "stray"` what is
+Three fields are optional. `beside` names further chapters whose runs are compared with this one's. `seeds` says how many pairs the verdict needs (default 5). With `of = "stray"` what is
 compared is not the metric but how far it lies from its mean over the other seeds, summed over its entries:
 for a claim that seeds differ less.
 """
@@ -59,6 +59,7 @@ class Claim(NamedTuple):
     note: str = ""  # why it was changed after registration, if it was
     seeds: int = 5  # how many pairs a verdict needs
     of: str = "value"  # or "stray": the distance from the mean of the other seeds
+    beside: Sequence[str] = ()  # other chapters whose records it looks at
 
 
 class Interval(NamedTuple):
@@ -158,7 +159,7 @@ def judge(claim: Claim | str, records: Iterable[runs.Record] | None = None) -> V
     """Judge one claim on recorded runs.
 
     Args:
-        claim: the claim or its id. records: the runs; None reads those of the claim's chapter.
+        claim: the claim or its id. records: the runs; None reads those of the claim's chapter and of those beside it.
 
     Raises:
         ValueError: no claim has this id, or a comparison has too few pairs of runs.
@@ -170,7 +171,9 @@ def judge(claim: Claim | str, records: Iterable[runs.Record] | None = None) -> V
         claim = known[claim]
     if preset() == "smoke":  # a few steps decide nothing
         return Verdict(claim, [], NOT_JUDGED)
-    records = runs.read_all(claim.chapter) if records is None else list(records)
+    if records is None:
+        records = [record for chapter in (claim.chapter, *claim.beside) for record in runs.read_all(chapter)]
+    records = list(records)
     try:
         comparisons = [_compare(claim, pair, records) for pair in claim.compare]
     except ValueError as error:

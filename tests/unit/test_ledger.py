@@ -259,6 +259,16 @@ def test_a_claim_is_judged_by_its_id_on_the_chapters_records(tmp_path, monkeypat
         judge("1z")
 
 
+def test_a_claim_may_look_at_the_records_of_chapters_beside_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, item in enumerate(runs_of(1.0)):  # the controls in one chapter, the treatments in the other
+        chapter = "day0" if item.config["labels"] == 60 else "day1"
+        save(item, tmp_path / "book" / "runs" / chapter / f"{i}.npz")
+    assert judge(CLAIM._replace(beside=["day0"])).comparisons == judge(CLAIM, runs_of(1.0)).comparisons
+    with pytest.raises(ValueError, match="too few pairs"):
+        judge(CLAIM)
+
+
 def test_smoke_judges_nothing(monkeypatch):
     monkeypatch.setenv("VAELAB_PRESET", "smoke")
     verdict = judge(CLAIM, [])
