@@ -159,6 +159,24 @@ def mutual_information(asked: Tensor, judged: Tensor, num_classes: int) -> float
     return (joint[seen] * (joint[seen] / independent[seen]).log()).sum().item()
 
 
+def classes_drawn(judged: Tensor, num_classes: int, share: float = 0.01) -> int:
+    """Return how many classes the judge sees in more than a share of the images; (N,) int64 judged classes.
+
+    A model that ignores its label may still draw all classes; one whose modes have collapsed draws few.
+
+    Raises:
+        ValueError: no images, a class outside [0, num_classes), or a share outside [0, 1).
+
+    >>> classes_drawn(torch.tensor([0, 0, 0, 2]), num_classes=3, share=0.25)
+    1
+    """
+    if not judged.numel() or not 0 <= int(judged.min()) <= int(judged.max()) < num_classes:
+        raise ValueError(f"judged starts {judged.tolist()[:5]}; it must hold a class in [0, {num_classes}) per image")
+    if not 0 <= share < 1:
+        raise ValueError(f"share is {share}; it must lie in [0, 1)")
+    return int((torch.bincount(judged, minlength=num_classes) > share * len(judged)).sum())
+
+
 # Are the images as varied and as real as real ones?
 
 

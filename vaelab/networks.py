@@ -176,34 +176,39 @@ class ConvDiscriminator(nn.Module):
 
     x (N, 1, 28, 28) and y (N,) int64 -> logits (N,), above zero: real
 
-    Three parts follow each other, and the label joins the input of one of them: `planes`, two convolutions, there as
-    pictures; `dense`, a layer of units on the features; `late`, the head of one hidden layer. All else is the same.
-    The place costs 10240, 10240 or 1280 weights at `width` 1, of 6.7 million in all.
-    The first two parts are those of InfoGAN's discriminator (Chen et al. 2016, appendix C.1).
+    Three parts follow each other, and the label joins the input of one of them: `planes`, two convolutions, where it
+    comes as pictures; `dense`, a layer of units on their features; `late`, a head with one hidden layer.
+    All else is the same; at `width` 1 the label costs 10240, 10240 or 5120 of 7.1 million weights.
+    The first two parts are those of InfoGAN's discriminator (Chen et al. 2016, appendix C.1), which has batch
+    normalisation in both; here the dense layer has it only if asked for.
 
     Args:
         num_classes: length of the one-hot label.
-        width: scales all layers: 64 and 128 channels, 1024 and 128 units, times this.
+        width: scales all layers: 64 and 128 channels, 1024 and 512 units, times this.
         label_at: "planes", "dense" or "late".
+        dense_norm: whether the dense layer is batch-normalised.
 
     Raises:
         ValueError: another place, or a width that leaves a layer without a channel.
     """
 
-    def __init__(self, num_classes: int = 10, width: float = 1.0, label_at: str = "planes"):
+    def __init__(
+        self, num_classes: int = 10, width: float = 1.0, label_at: str = "planes", dense_norm: bool = False
+    ):
         super().__init__()
         if label_at not in ("planes", "dense", "late"):
             raise ValueError(f"label_at is {label_at!r}; it must be 'planes', 'dense' or 'late'")
         self.num_classes, self.label_at = num_classes, label_at
-        narrow, wide, units, head = _scaled(width, 64, 128, 1024, 128)
+        narrow, wide, units, head = _scaled(width, 64, 128, 1024, 512)
         planes, dense, late = (num_classes * (label_at == place) for place in ("planes", "dense", "late"))
+        norm = [nn.BatchNorm1d(units)] if dense_norm else []
         self.parts = nn.ModuleDict({
             "planes": nn.Sequential(
-                nn.Conv2d(1 + planes, narrow, 4, 2, 1), nn.LeakyReLU(0.2),                       # (N, narrow, 14, 14)
+                nn.Conv2d(1 + planes, narrow, 4, 2, 1), nn.LeakyReLU(0.2),                  # (N, narrow, 14, 14)
                 nn.Conv2d(narrow, wide, 4, 2, 1), nn.BatchNorm2d(wide), nn.LeakyReLU(0.2),  # (N, wide, 7, 7)
                 nn.Flatten(),
             ),
-            "dense": nn.Sequential(nn.Linear(wide * 49 + dense, units), nn.BatchNorm1d(units), nn.LeakyReLU(0.2)),
+            "dense": nn.Sequential(nn.Linear(wide * 49 + dense, units), *norm, nn.LeakyReLU(0.2)),
             "late": nn.Sequential(nn.Linear(units + late, head), nn.ReLU(), nn.Linear(head, 1)),
         })  # fmt: skip
 

@@ -8,5 +8,6 @@ from vaelab.widgets.base import Slider
 from vaelab.widgets.bound import BoundExplorer
 from vaelab.widgets.latent import LatentExplorer
 from vaelab.widgets.runs import Point, RunExplorer
+from vaelab.widgets.simplex import SimplexExplorer
 
-__all__ = ["BalanceExplorer", "BoundExplorer", "LatentExplorer", "Point", "RunExplorer", "Slider"]
+__all__ = ["BalanceExplorer", "BoundExplorer", "LatentExplorer", "Point", "RunExplorer", "SimplexExplorer", "Slider"]
