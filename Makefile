@@ -36,6 +36,7 @@ audit: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/balancing.py
+	$(BIN)/python benchmarks/expectation.py
 
 clean:
 	rm -rf _build

@@ -86,6 +86,8 @@ def split_labels(
         ValueError: `labels` is no multiple of the number of classes, or there are not enough images.
     """
     images, y = dataset.train
+    if not 0 <= validation < len(y):
+        raise ValueError(f"validation is {validation}; it must lie in [0, {len(y)})")
     if labels < 1 or labels % dataset.num_classes:
         raise ValueError(f"labels is {labels}; it must be a multiple of the {dataset.num_classes} classes")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
@@ -305,7 +307,8 @@ def bounds(
 
     Returns:
         elbo, nll, kl, kl_y: the terms with y averaged over exactly. hard_elbo: the bound with all trust put into
-        the likeliest class, -L(x, argmax q), which is lower by what certainty would cost.
+        the likeliest class, -L(x, argmax q), with a draw of z of its own. Where q(y|x) is near the best there is,
+        softmax(-L), it is lower, by what certainty costs; a poor q(y|x) may lie below it.
     """
     parts = [_bounds(model, x, generator) for x in split.images.split(1000)]
     sums = torch.stack(parts).sum(0) / len(split)  # (5,)

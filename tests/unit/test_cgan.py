@@ -101,6 +101,13 @@ def test_the_discriminators_differ_only_in_where_the_label_enters():
             assert shapes(place)[f"parts.{part}.0.weight"] == wanted
 
 
+def test_batch_normalisation_of_the_dense_layer_is_there_only_if_asked_for(batch):
+    plain, normed = (networks.ConvDiscriminator(width=1 / 32, dense_norm=norm) for norm in (False, True))
+    assert [type(m) for m in plain.parts["dense"]] == [nn.Linear, nn.LeakyReLU]
+    assert [type(m) for m in normed.parts["dense"]] == [nn.Linear, nn.BatchNorm1d, nn.LeakyReLU]
+    assert normed(*batch).shape == (20,)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_the_discriminator_gives_a_logit_for_each_image_that_depends_on_its_label(place, batch):
     x, y = batch

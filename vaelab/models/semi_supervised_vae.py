@@ -50,8 +50,11 @@ class BoundTerms(NamedTuple):
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     """Return -log Bernoulli(x; sigmoid(logits)), summed over the last axis: (..., P) and (..., P) -> (...), nats.
 
-    For x in {0, 1}. Of two shapes that broadcast, neither is copied out.
+    For x in {0, 1}. Of two shapes that broadcast, neither is copied out. Half precision is summed in float32, as the
+    sums over an image may overflow in float16.
     """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    logits, x = logits.to(wide), x.to(wide)
     return F.softplus(logits).sum(-1) - torch.einsum("...p,...p->...", logits, x)
 
 
@@ -122,7 +125,8 @@ class SemiSupervisedVAE(nn.Module):
         Raises:
             ValueError: a label outside the range.
         """
-        nll, kl = self.costs(x.flatten(1), one_hot(y, self.num_classes), self._noise(x, generator))  # (N,) each
+        y = one_hot(y, self.num_classes).to(x.dtype)  # (N, K)
+        nll, kl = self.costs(x.flatten(1), y, self._noise(x, generator))  # (N,) each
         return _terms(nll, kl, torch.full_like(kl, math.log(self.num_classes)))
 
     def unlabelled(
@@ -140,7 +144,7 @@ class SemiSupervisedVAE(nn.Module):
         Args:
             classes_at_once: how many classes at a time; their activations are dropped and worked out again in the
                 backward pass, so that memory does not grow with K. None: all. (With batch norm in the decoder the
-                statistics are then those of each part.)
+                statistics are then those of each part, and the running ones are updated in both passes.)
             view: (N, 1, h, w) what the classifier looks at in place of x, a distorted copy for instance. The bound
                 holds for any q(y|.), however it comes by its guess.
 
@@ -193,7 +197,8 @@ class SemiSupervisedVAE(nn.Module):
         """
         logits = self.classifier(x)  # (N, K)
         log_y = gumbel_log_softmax(logits, temperature, generator)  # (N, K)
-        nll, kl = self.costs(x.flatten(1), log_y.exp(), self._noise(x, generator))  # (N,) each
+        y = log_y.exp().to(logits.dtype)  # (N, K)
+        nll, kl = self.costs(x.flatten(1), y, self._noise(x, generator))  # (N,) each
         prior = relaxed_log_density(log_y, torch.zeros_like(logits), prior_temperature)  # (N,)
         return _terms(nll, kl, relaxed_log_density(log_y, logits, temperature) - prior)
 
@@ -213,9 +218,10 @@ class SemiSupervisedVAE(nn.Module):
 
         In the mode that the model is in: call `eval()` first, where there is batch norm.
         """
-        y = one_hot(labels, self.num_classes)  # (N, K)
+        dtype = next(self.decoder.parameters()).dtype
+        y = one_hot(labels, self.num_classes).to(dtype)  # (N, K)
         place = generator.device if generator else labels.device
-        z = torch.randn(len(labels), self.latent_dim, generator=generator, device=place).to(labels.device)
+        z = torch.randn(len(labels), self.latent_dim, generator=generator, dtype=dtype, device=place).to(labels.device)
         return self.decoder(z, y).sigmoid()
 
     def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
