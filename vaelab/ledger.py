@@ -17,9 +17,9 @@ Runs that share a seed are a pair. The verdict comes from the 95 % interval of t
 Without `control` the treatment's own values must lie above the threshold ("increases") or below it.
 "Not worse by more than 0.5" is a decrease with the threshold -0.5.
 
-Three fields are optional. `beside` names further chapters whose runs are compared with this one's. `seeds` says how many pairs the verdict needs (default 5). With `of = "stray"` what is
-compared is not the metric but how far it lies from its mean over the other seeds, summed over its entries:
-for a claim that seeds differ less.
+Three fields are optional. `beside` names further chapters whose runs are compared with this one's. `seeds` says how
+many pairs the verdict needs (default 5). With `of = "stray"` what is compared is not the metric but how far it lies
+from its mean over the other seeds, summed over its entries: for a claim that seeds differ less.
 """
 
 from __future__ import annotations
