@@ -495,6 +495,12 @@ def test_an_experiment_returns_what_it_says(smoke):
     assert record["accuracy"] > 0.3
 
 
+def test_an_experiment_goes_on_in_training_mode_after_each_look_at_its_guesses(smoke):
+    modes = []
+    watched(smoke | {"steps": 5}, 1, lambda model, x, t: modes.append(model.training) or model.unlabelled(x))
+    assert modes == [True] * 5
+
+
 def test_an_experiment_is_decided_by_its_seed_and_only_the_first_shows_its_drawings(smoke):
     config = smoke | {"steps": 5}
     first, again = watched(config, 1), watched(config, 1)
