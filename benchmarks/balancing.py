@@ -11,10 +11,8 @@ What is compared takes turns, many rounds; the ratios are those of medians.
 
 from __future__ import annotations
 
-import statistics
-
 import torch
-from clock import seconds
+from clock import medians
 
 from vaelab import device
 from vaelab.divergences import balance_kl
@@ -59,13 +57,7 @@ def main() -> None:
         "balanced": charge(True),
         "plain": charge(False),
     }
-    times = {name: [] for name in contestants}
-    for turn in range(ROUNDS + 3):
-        for name, go in contestants.items():
-            taken = seconds(go)
-            if turn >= 3:  # after warming up
-                times[name].append(taken)
-    median = {name: statistics.median(t) for name, t in times.items()}
+    median = medians(contestants, ROUNDS, warm_up=3)
     extra = (median["balanced"] - median["plain"]) / 10
     print(f"a training step takes {1e3 * median['step']:.1f} ms, balancing adds {1e3 * extra:.3f} ms: "
           f"{extra / median['step']:.2%} (target at most 1 %)")

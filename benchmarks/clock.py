@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,17 @@ def seconds(go: Callable[..., object], *arguments: object) -> float:
     go(*arguments)
     _wait()
     return time.perf_counter() - begun
+
+
+def medians(contestants: dict[str, Callable[[], object]], rounds: int, warm_up: int) -> dict[str, float]:
+    """Let the contestants take turns and return the median seconds of each, after turns that do not count."""
+    times = {name: [] for name in contestants}
+    for turn in range(warm_up + rounds):
+        for name, go in contestants.items():
+            taken = seconds(go)
+            if turn >= warm_up:
+                times[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def _wait() -> None:

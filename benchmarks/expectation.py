@@ -15,11 +15,10 @@ What is compared takes turns, many rounds; the ratios are those of medians. Two 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
-from clock import seconds
+from clock import medians
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -77,17 +76,6 @@ def cvae() -> Step:
     return descending(model, lambda: model(x, y).loss)
 
 
-def medians(contestants: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Let the contestants take turns and return the median seconds of each, after warming up."""
-    times = {name: [] for name in contestants}
-    for turn in range(rounds + 2):
-        for name, go in contestants.items():
-            taken = seconds(go)
-            if turn >= 2:
-                times[name].append(taken)
-    return {name: statistics.median(taken) for name, taken in times.items()}
-
-
 def show_profile(name: str, step: Step, steps: int = 20, top: int = 7) -> None:
     """Print the operators that take most of the CPU's time themselves."""
     step()
@@ -109,7 +97,7 @@ def first_where(gains: dict[int, float], factor: float) -> str:
 
 def compare() -> None:
     contestants = {name: m2(name) for name in ("exact", "loop", "in parts", "Gumbel")} | {"CVAE": cvae()}
-    taken = medians(contestants, rounds=80)
+    taken = medians(contestants, rounds=80, warm_up=2)
     print(f"K = {CLASSES}: an exact step takes {1e3 * taken['exact']:.1f} ms, "
           f"{taken['exact'] / taken['CVAE']:.1f} times a labelled CVAE step")
     print(f"it runs {taken['loop'] / taken['exact']:.2f} times as fast as the loop over classes (target 2)")
@@ -122,7 +110,7 @@ def grow() -> None:
     gains = {}
     for classes in GROWING:
         contestants = {name: m2(name, classes) for name in ("exact", "in parts", "Gumbel")}
-        taken = medians(contestants, rounds=max(3, min(30, 600 // classes)))
+        taken = medians(contestants, rounds=max(3, min(30, 600 // classes)), warm_up=2)
         exact, parts, drawn = taken.values()
         gains[classes] = exact / drawn
         print(f"{classes:4d} {1e3 * exact:6.1f} ms {1e3 * parts:6.1f} ms {1e3 * drawn:6.1f} ms "

@@ -213,10 +213,10 @@ class ConvDiscriminator(nn.Module):
         })  # fmt: skip
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        label = one_hot(y, self.num_classes)  # (N, K)
         for place, part in self.parts.items():
             if place == self.label_at:
-                joined = one_hot_planes(y, *x.shape[2:], self.num_classes) if x.ndim == 4 else label
+                planes = x.ndim == 4  # pictures beside a picture, numbers beside numbers
+                joined = one_hot_planes(y, *x.shape[2:], self.num_classes) if planes else one_hot(y, self.num_classes)
                 x = torch.cat([x, joined], dim=1)
             x = part(x)
         return x.squeeze(1)  # (N, 1) -> (N,)

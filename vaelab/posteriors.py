@@ -26,6 +26,22 @@ def reparametrise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None 
     return mu + torch.exp(0.5 * logvar) * epsilon
 
 
+def standard_normal(like: Tensor, length: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw a row of standard normal numbers for each row of `like`: (N, ...) -> (N, length).
+
+    Args:
+        like: decides the number of rows, the device and, if it is floating point, the type; else that is float32.
+        length: how many numbers a row has.
+        generator: source of the noise, on whatever device, as in `reparametrise`.
+
+    >>> standard_normal(torch.tensor([3, 1]), 5).shape
+    torch.Size([2, 5])
+    """
+    place = generator.device if generator else like.device
+    dtype = like.dtype if like.is_floating_point() else torch.float32
+    return torch.randn(len(like), length, generator=generator, dtype=dtype, device=place).to(like.device)
+
+
 def gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw standard Gumbel noise, -log(-log U), with the shape, type and device of `like`.
 

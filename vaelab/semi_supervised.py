@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaelab import data, metrics, plots, training
+from vaelab.divergences import categorical_entropy
 from vaelab.models.semi_supervised_vae import BoundTerms, SemiSupervisedVAE, StyleEncoder, squared_error
-from vaelab.networks import ConditionalMLP
+from vaelab.networks import ConditionalMLP, one_hot
 
 Unlabelled = Callable[[SemiSupervisedVAE, Tensor, int], BoundTerms]
 
@@ -110,10 +111,8 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     """
     if not len(labels):
         raise ValueError("labels are empty; every class needs at least one labelled example")
-    low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < num_classes:
-        raise ValueError(f"labels span [{low}, {high}]; they must lie in [0, {num_classes})")
-    missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().squeeze(1).tolist()
+    examples = one_hot(labels, num_classes).sum(0)  # (K,); refuses what lies outside
+    missing = (examples == 0).nonzero().squeeze(1).tolist()
     if missing:
         raise ValueError(f"labels have no example of {missing}; every class needs at least one")
 
@@ -293,9 +292,9 @@ def guesses(model: SemiSupervisedVAE, split: data.Split) -> dict[str, float]:
     return {
         "accuracy": accuracy,
         "cluster_accuracy": float(table[linear_sum_assignment(-table)].sum() / len(guess)),
-        "entropy": -(q * logits.log_softmax(1)).sum(1).mean().item(),
+        "entropy": categorical_entropy(logits).mean().item(),
         "confidence": q.max(1).values.double().mean().item() - accuracy,
-        "used": int((table.sum(1) > 0.01 * len(guess)).sum()),
+        "used": metrics.classes_drawn(guess, model.num_classes),
     }
 
 

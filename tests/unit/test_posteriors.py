@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from vaelab import posteriors
 from vaelab.posteriors import reparametrise
 
 
@@ -65,3 +66,11 @@ def test_shape_and_type_are_kept(shape, dtype):
 def test_without_variance_the_draw_is_the_mean():
     mu = torch.randn(5)
     assert reparametrise(mu, torch.full((5,), -torch.inf)).equal(mu)
+
+
+def test_standard_normal_rows_are_those_of_the_generator_in_the_type_of_their_pattern():
+    expected = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    one, two = seeded(0), seeded(0)
+    assert posteriors.standard_normal(torch.tensor([7, 8, 9]), 5, one).equal(expected)
+    assert posteriors.standard_normal(torch.zeros(3, 1, 2, 2), 5, two).equal(expected)
+    assert posteriors.standard_normal(torch.zeros(2, 4, dtype=torch.float64), 1).dtype == torch.float64

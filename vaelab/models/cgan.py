@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaelab.posteriors import standard_normal
 from vaelab.training import Step
 
 
@@ -70,9 +71,7 @@ class CGAN(nn.Module):
 
     def noise(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return a code for each of (N,) labels: (N, latent_dim), standard normal."""
-        place = generator.device if generator else labels.device  # a CPU generator draws alike on every machine
-        size = (len(labels), self.generator.latent_dim)
-        return torch.randn(size, generator=generator, device=place).to(labels.device)
+        return standard_normal(labels, self.generator.latent_dim, generator)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:

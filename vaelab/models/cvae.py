@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from vaelab.divergences import gaussian_kl
 from vaelab.networks import MLPDecoder, MLPEncoder, one_hot
-from vaelab.posteriors import reparametrise
+from vaelab.posteriors import reparametrise, standard_normal
 
 
 class CVAETerms(NamedTuple):
@@ -77,10 +77,8 @@ class CVAE(nn.Module):
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw one image for each of (N,) labels: (N, 1, size, size), the pixel means in [0, 1]."""
-        dtype = next(self.decoder.parameters()).dtype
-        place = generator.device if generator else labels.device  # a CPU generator draws alike on every machine
-        z = torch.randn(len(labels), self.latent_dim, generator=generator, dtype=dtype, device=place).to(labels.device)
-        return self.decoder(z, one_hot(labels, self.num_classes)).sigmoid()
+        y = one_hot(labels, self.num_classes).to(next(self.decoder.parameters()).dtype)  # (N, num_classes)
+        return self.decoder(standard_normal(y, self.latent_dim, generator), y).sigmoid()
 
 
 def cvae_terms(mu: Tensor, logvar: Tensor, logits: Tensor, x: Tensor) -> CVAETerms:

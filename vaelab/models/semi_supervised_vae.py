@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vaelab.divergences import categorical_kl, gaussian_kl, relaxed_log_density
 from vaelab.networks import ConditionalMLP, one_hot
-from vaelab.posteriors import gumbel_log_softmax, gumbel_softmax
+from vaelab.posteriors import gumbel_log_softmax, gumbel_softmax, standard_normal
 
 Likelihood = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[Tensor, float, "torch.Generator | None"], Tensor]
@@ -218,17 +218,12 @@ class SemiSupervisedVAE(nn.Module):
 
         In the mode that the model is in: call `eval()` first, where there is batch norm.
         """
-        dtype = next(self.decoder.parameters()).dtype
-        y = one_hot(labels, self.num_classes).to(dtype)  # (N, K)
-        place = generator.device if generator else labels.device
-        z = torch.randn(len(labels), self.latent_dim, generator=generator, dtype=dtype, device=place).to(labels.device)
-        return self.decoder(z, y).sigmoid()
+        y = one_hot(labels, self.num_classes).to(next(self.decoder.parameters()).dtype)  # (N, K)
+        return self.decoder(self._noise(y, generator), y).sigmoid()
 
     def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return (N, D) standard normal draws."""
-        place = generator.device if generator else x.device
-        noise = torch.empty(len(x), self.latent_dim, dtype=x.dtype, device=place)
-        return noise.normal_(generator=generator).to(x.device)
+        return standard_normal(x, self.latent_dim, generator)
 
     def _costs_of_all(self, x: Tensor, epsilon: Tensor, classes_at_once: int | None) -> tuple[Tensor, Tensor]:
         """Return (N, K) nll and kl of x (N, 1, pixels) under every class."""

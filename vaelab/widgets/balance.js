@@ -326,11 +326,7 @@ function build(model, el) {
 }
 
 function render({ model, el }) {
-  const update = build(model, el), ask = oncePerFrame(update);
-  const events = TRAITS.map((name) => `change:${name}`);
-  events.forEach((event) => model.on(event, ask));
-  update();
-  return () => events.forEach((event) => model.off(event, ask));
+  return redrawOnChange(model, TRAITS, build(model, el));
 }
 
 export default { render };

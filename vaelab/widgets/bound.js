@@ -245,11 +245,7 @@ function build(model, el) {
 }
 
 function render({ model, el }) {
-  const update = build(model, el), ask = oncePerFrame(update);
-  const events = [...Object.keys(RANGES), "decoder"].map((name) => `change:${name}`);
-  events.forEach((event) => model.on(event, ask));
-  update();
-  return () => events.forEach((event) => model.off(event, ask));
+  return redrawOnChange(model, [...Object.keys(RANGES), "decoder"], build(model, el));
 }
 
 export default { render };

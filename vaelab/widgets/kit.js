@@ -176,6 +176,14 @@ function oncePerFrame(draw) {
   };
 }
 
+/** Draw now, and once a frame whenever one of these traits has changed. Returns what ends it. */
+function redrawOnChange(model, traits, draw) {
+  const ask = oncePerFrame(draw), events = traits.map((name) => `change:${name}`);
+  events.forEach((event) => model.on(event, ask));
+  draw();
+  return () => events.forEach((event) => model.off(event, ask));
+}
+
 function pictureCanvas(side) {
   const canvas = element("canvas", { width: side, height: side, className: "vs-picture" });
   canvas.setAttribute("role", "img");

@@ -112,11 +112,7 @@ function build(model, el) {
 }
 
 function render({ model, el }) {
-  const update = build(model, el), ask = oncePerFrame(update);
-  const events = ["change:z", "change:label", "change:choice"];
-  events.forEach((event) => model.on(event, ask));
-  update();
-  return () => events.forEach((event) => model.off(event, ask));
+  return redrawOnChange(model, ["z", "label", "choice"], build(model, el));
 }
 
 export default { render };
