@@ -4,6 +4,7 @@ A module imports only from the modules above it in this list:
 
 `files`        writing a file whole or not at all
 `lab`          where a run happens: preset, device, seeds
+`text`         sentences: vocabulary, corpora, batches
 `data`         data sets as tensors on the device
 `networks`     encoders, decoders and classifiers, without losses
 `divergences`  every KL term

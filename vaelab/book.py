@@ -163,8 +163,14 @@ def audit(paths: Sequence[Path], minutes: float, seed: int | None = None) -> Ite
         yield f"{path.stem}.{name}: {len(group)} records, {len(group) - len(available)} without their data here"
         if available:
             run = getattr(definitions(path), name)
-            metrics = [k for k, v in available[0].results.items() if isinstance(v, float)]
+            metrics = _comparable(available)
             yield from runs.audit(run, available, metrics=metrics, minutes=minutes / len(groups), seed=seed)
+
+
+def _comparable(records: Sequence[runs.Record]) -> list[str]:
+    """Name the results that can be compared: plain numbers, but not times (`seconds...`), which depend on the machine."""
+    names = {name for r in records for name, value in r.results.items() if isinstance(value, float)}
+    return sorted(name for name in names if not name.startswith("seconds"))
 
 
 def _groups(chapter: str) -> list[tuple[str, list[runs.Record]]]:

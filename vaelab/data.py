@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaelab import files
+from vaelab import files, text
 from vaelab.lab import device as default_device
 
-NAMES = ("mnist", "fashion-mnist", "digits")
+IMAGES = ("mnist", "fashion-mnist", "digits")
+SENTENCES = ("docstrings", "grammar", "multi30k")
+NAMES = IMAGES + SENTENCES
 
 
 class Unavailable(RuntimeError):
@@ -65,18 +67,20 @@ def folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("vaelab"))
 
 
-def load(name: str, size: int | None = None, device: torch.device | str | None = None) -> Dataset:
-    """Load a data set as tensors on the device.
+def load(name: str, size: int | None = None, device: torch.device | str | None = None) -> Dataset | text.Corpus:
+    """Load a data set, images as a `Dataset` or sentences as a `text.Corpus`, as tensors on the device.
 
     Args:
-        name: `"mnist"`, `"fashion-mnist"` (28 x 28; from the data folder, else downloaded and verified) or
-            `"digits"` (8 x 8, 1,797 images, embedded: nothing is downloaded).
-        size: side to which images are resized bilinearly; None keeps the native size.
+        name: images: `"mnist"`, `"fashion-mnist"` (28 x 28; from the data folder, else downloaded and verified)
+            or `"digits"` (8 x 8, 1,797 images, embedded: nothing is downloaded). Sentences: `"docstrings"`
+            (`text.docstrings`, read from the installed libraries), `"grammar"` (`text.grammar`, drawn) or
+            `"multi30k"` (captions of photographs, from the data folder, into which the reader puts them).
+        size: side to which images are resized bilinearly; None keeps the native size. Not for sentences.
         device: where the tensors live; None takes `vaelab.device()`.
 
     Raises:
-        ValueError: unknown name, or a size < 1.
-        Unavailable: the archives are missing or damaged and cannot be fetched. Never a silent substitute.
+        ValueError: unknown name, a size < 1, or a size for sentences.
+        Unavailable: the files are missing or damaged and cannot be fetched. Never a silent substitute.
 
     >>> digits = load("digits", device="cpu")
     >>> digits.train.images.shape, digits.test.images.shape
@@ -86,7 +90,42 @@ def load(name: str, size: int | None = None, device: torch.device | str | None =
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(NAMES)}")
     if size is not None and size < 1:
         raise ValueError(f"size is {size}; it must be at least 1")
-    return _load(name, size, str(device or default_device()), str(folder()))
+    if name in SENTENCES and size is not None:
+        raise ValueError(f"size is {size}, but {name!r} are sentences; only images have a size")
+    place = str(device or default_device())
+    return _load_corpus(name, place, str(folder())) if name in SENTENCES else _load(name, size, place, str(folder()))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_corpus(name: str, device: str, root: str) -> text.Corpus:
+    if name == "grammar":
+        return text.grammar().to(device)
+    if name == "multi30k":
+        return _multi30k(Path(root)).to(device)
+    try:
+        return text.docstrings(root).to(device)
+    except ValueError as error:
+        raise Unavailable(f"{error}. Use the drawn sentences: load('grammar').") from error
+
+
+def _multi30k_files(root: Path) -> list[Path]:
+    return [root / "multi30k" / f"{split}.txt.gz" for split in ("train", "valid", "test")]
+
+
+def _multi30k(root: Path) -> text.Corpus:
+    """Captions of 4 to 16 words, all of the 2,500 most frequent words; at most 12,000 to train on."""
+    try:
+        train, validation, test = (text.read(f, min_words=4, max_words=16) for f in _multi30k_files(root))
+        vocabulary = text.Vocabulary.build(train, 2500)
+        train = [words for words in train if vocabulary.covers(words)][:12_000]
+        return text.corpus("multi30k", train, validation, test, vocabulary)
+    except (OSError, ValueError) as error:
+        raise Unavailable(
+            f"multi30k could not be read ({error}). Put the English captions of Multi30k, lower case, words and "
+            "punctuation apart, one a line, packed with gzip, as train.txt.gz, valid.txt.gz and test.txt.gz (29,000, "
+            f"1,014 and 1,000 lines) into {root / 'multi30k'}; they are for non-commercial research and education. "
+            "Or use sentences that need no download: load('docstrings') or load('grammar')."
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)  # a sweep asks for the same data set once a run
@@ -143,8 +182,10 @@ def at_hand(name: str) -> bool:
     """
     if name not in NAMES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(NAMES)}")
-    if name == "digits":
+    if name in ("digits", "docstrings", "grammar"):
         return True
+    if name == "multi30k":
+        return all(path.exists() for path in _multi30k_files(folder()))
     kind = _torchvision_kind(name)
     archives = [folder() / kind.__name__ / "raw" / archive for archive, _ in kind.resources]
     return all(archive.exists() or archive.with_suffix("").exists() for archive in archives)

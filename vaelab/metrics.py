@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from vaelab import data, files
 from vaelab.lab import seed_everything
 from vaelab.networks import LeNet
+from vaelab.posteriors import reparametrise
 from vaelab.training import descend, fit, undisturbed
 
 # The judge: an independent classifier
@@ -398,3 +399,216 @@ def mean_terms(terms: Callable[[data.Split], NamedTuple], split: data.Split, chu
 def _same_length(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"{name_a} has {len(a)} rows, {name_b} has {len(b)}; they must be equal and not zero")
+
+
+# What does the encoder put into the code, and does the decoder read it?
+#
+# KL, information and active units look at the encoder alone: the decoder is nowhere in their formulas, so none
+# of them shows that it reads z. For that there is `shuffle_gap`, and for what the code says `label_probe`.
+
+
+def active_units(mu: Tensor, threshold: float = 0.01) -> int:
+    r"""Count the active units: coordinates u of the code whose posterior mean varies with the data.
+
+    .. math:: A_u = \mathrm{Cov}_x \big( \mathbb{E}_{q(u|x)}[u] \big) > \text{threshold}
+
+    Args:
+        mu: (N, n) posterior means of a whole split; the variance is that of these N rows.
+        threshold: in squared units of the code, whose prior has variance 1.
+
+    Raises:
+        ValueError: `mu` is not (N, n) with N at least 2, not finite; a threshold below 0 or not finite.
+
+    Read it beside what the model enforces: batch normalisation to a standard deviation gamma above 0.1 makes
+    every unit active, whatever its input, noise too. A model that ignores its input scores 0.
+
+    Source: Burda, Grosse and Salakhutdinov 2016 (arXiv 1509.00519), section 5, which has this
+    threshold; He et al. 2019 (arXiv 1901.05534) for text.
+
+    >>> active_units(torch.tensor([[0.5, 3.0, 0.01], [-0.5, 3.0, -0.01]]))  # 3.0 for every x says nothing
+    1
+    """
+    if not 0 <= threshold < math.inf:
+        raise ValueError(f"threshold is {threshold}; it must be at least 0 and finite")
+    (mu,) = _rows(mu=mu)
+    return int((mu.var(0, correction=0) > threshold).sum())
+
+
+def aggregate_variance(mu: Tensor, logvar: Tensor) -> Tensor:
+    r"""Return the (n,) variances of the aggregate posterior q(z), the mixture of the posteriors of all N examples.
+
+    .. math:: \mathrm{Var}_{q(z)}[z_k] = \mathrm{Var}_x[\mu_k] + \mathbb{E}_x[\sigma_k^2]
+
+    Args:
+        mu, logvar: (N, n) means and natural logarithms of the variances, of a whole split.
+
+    Returns:
+        (n,) in squared units of the code, float64.
+
+    Raises:
+        ValueError: not (N, n) with N at least 2, two shapes, not finite.
+
+    Read it beside 1, the prior's. Above: codes drawn from the prior miss part of where the data's codes lie.
+    1 says nothing of the shape, and a collapsed posterior, equal to the prior, has 1 as well.
+
+    Source: the law of total variance; Hoffman and Johnson 2016 for comparing q(z) with the prior.
+
+    >>> aggregate_variance(torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1))
+    tensor([2.], dtype=torch.float64)
+    """
+    mu, logvar = _rows(mu=mu, logvar=logvar)
+    return mu.var(0, correction=0) + logvar.exp().mean(0)
+
+
+@torch.no_grad()
+def latent_information(
+    mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None, draws: int = 1, chunk: int = 128
+) -> float:
+    r"""Estimate I_q(x; z), how much the encoder's code says of which of N examples it belongs to, in nats.
+
+    .. math:: \mathbb{E}_x \mathrm{KL}\big( q(z|x) \,|\, q(z) \big)
+              \approx \frac{1}{N} \sum_i \log \frac{q(z_i|x_i)}{\frac{1}{N} \sum_j q(z_i|x_j)},
+              \quad z_i \sim q(z|x_i)
+
+    Args:
+        mu, logvar: (N, n) means and natural logarithms of the variances: Gaussian posteriors of N examples.
+        generator: source of the noise, on whatever device, as in `posteriors.reparametrise`.
+        draws: codes z_i per example; more make it steadier.
+        chunk: how many codes are compared with all N posteriors at once; the value does not depend on it.
+
+    Returns:
+        Nats per example, summed over the n coordinates. At most log N, however much more the code could say:
+        compare values at one N only. The aggregate q(z) is that of these N, so the mean of the estimate is
+        this set's own information, from 0 to log N, and for data drawn anew it is too small (for 4.92 nats in
+        32 coordinates, 4.7 with N = 4,000). Near 0 an estimate may be slightly negative.
+
+    Raises:
+        ValueError: not (N, n) with N at least 2, two shapes, not finite; draws or chunk below 1.
+
+    The KL to the prior is this plus KL(q(z) || p(z)). Read it beside what the encoder must say in any case: with
+    mu from N(0, gamma^2) and sigma = 1 it is n/2 log(1 + gamma^2), also where mu is noise. An encoder without
+    input, or collapsed, scores 0.
+
+    Source: Hoffman and Johnson 2016, the index-code mutual information; Dieng et al. 2019 (arXiv 1807.04863) and
+    He et al. 2019 (arXiv 1901.05534) as a measure of collapse.
+
+    >>> round(latent_information(torch.tensor([[-50.0], [50.0]]), torch.zeros(2, 1)), 4)  # log 2: always told apart
+    0.6931
+    """
+    for name, count in (("draws", draws), ("chunk", chunk)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
+    mu, logvar = _rows(mu=mu, logvar=logvar)
+    mu = mu - mu.mean(0)  # no density changes, and the squares below cancel less
+    total = 0.0
+    for _ in range(draws):
+        z = reparametrise(mu, logvar, generator)  # (N, n)
+        for rows in torch.arange(len(z), device=z.device).split(chunk):
+            log_q = _log_density_of_all(z[rows], mu, logvar)  # (c, N)
+            own = log_q.gather(1, rows[:, None])[:, 0]  # (c,) of the same matrix: then no term exceeds log N
+            total += (own - log_q.logsumexp(1) + math.log(len(z))).sum().item()
+    return total / (draws * len(mu))
+
+
+def _log_density_of_all(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """Return log q(z_i|x_j), less the n/2 log 2 pi that all have in common: (c, n), (N, n), (N, n) -> (c, N) nats."""
+    precision = torch.exp(-logvar)  # (N, n)
+    squares = z.square() @ precision.T - 2 * z @ (mu * precision).T  # (c, N)
+    return -0.5 * (squares + (mu.square() * precision + logvar).sum(1))
+
+
+@torch.no_grad()
+def shuffle_gap(cost: Callable[[Tensor], Tensor], z: Tensor, generator: torch.Generator | None = None) -> float:
+    """Return by how many nats an example becomes dearer under another example's code than under its own.
+
+    The mean of cost(z of another) less the mean of cost(z). No example keeps its own code, and each of the
+    others is equally likely to lend it one.
+
+    Args:
+        cost: takes codes (N, n), row i for example i, and returns (N,) nats, say -log p(x_i|z_i). The examples
+            are fixed, the model is in evaluation mode, and the same codes cost the same twice.
+        z: (N, n) codes, row i drawn from q(z|x_i).
+        generator: source of the permutation, on whatever device.
+
+    Raises:
+        ValueError: `z` is not (N, n) with N at least 2, not finite; a cost that is not (N,), not finite.
+
+    This is the evidence that the decoder reads z. KL, information and active units are functions of the
+    encoder: forced to stay high, they do, though the decoder may ignore the code. Read it beside 0, which is
+    exact for a decoder without z. It is no saving: a wrong code may cost more than none, so look as well at the
+    likelihood of a decoder trained without z.
+
+    >>> x = torch.tensor([[0.0], [2.0]])
+    >>> shuffle_gap(lambda z: (x - z).square().sum(1), x)  # each of the two is off by 2
+    4.0
+    """
+    _rows(z=z)
+    place = generator.device if generator else z.device
+    order = torch.randperm(len(z), generator=generator, device=place).to(z.device)
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)  # one cycle through all rows: the neighbour in a random order is never oneself
+    return (_costs(cost, z[other]) - _costs(cost, z)).mean().item()
+
+
+def _costs(cost: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Return cost(z), (N,) float64, having refused any other shape and what is not finite."""
+    nats = cost(z)
+    if nats.shape != z.shape[:1]:
+        raise ValueError(f"cost returns shape {tuple(nats.shape)}; it must be one number for each code, ({len(z)},)")
+    if not bool(torch.isfinite(nats).all()):
+        raise ValueError(f"cost returns {nats[~torch.isfinite(nats)][0].item()}; it must be finite")
+    return nats.double()
+
+
+def label_probe(codes: Tensor, labels: Tensor, test_codes: Tensor, test_labels: Tensor) -> float:
+    """Return the accuracy, from 0 to 1, with which a linear classifier reads the label off the code.
+
+    Logistic regression with scikit-learn's usual penalty (C = 1) and no other choice: it draws nothing at random.
+
+    Args:
+        codes, labels: (N, n) and (N,) int64 to train on, two classes at least.
+        test_codes, test_labels: (M, n) and (M,) int64 to judge by; of a class not trained on, all are missed.
+
+    Raises:
+        ValueError: codes that are not (N, n) with N at least 2, of two widths, not finite; labels of another
+            length or not whole numbers; a single class to train on.
+
+    Give it codes drawn from the posterior, as the decoder gets them, at their own scale. The means of a
+    collapsed encoder are tiny, but still random features of x: standardised, they look informative, and so
+    they do unstandardised where N is large, as the penalty then weighs little. In a draw the noise drowns them.
+    Read it beside the share of the largest class and the probe of an untrained encoder.
+
+    Source: Alain and Bengio 2017 (arXiv 1610.01644) for linear probes.
+
+    >>> codes, labels = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
+    >>> label_probe(codes, labels, 10 * codes, labels)
+    1.0
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    (codes,), (test_codes,) = _rows(codes=codes), _rows(test_codes=test_codes)
+    if codes.shape[1] != test_codes.shape[1]:
+        raise ValueError(f"test_codes are {test_codes.shape[1]} wide; they must be as wide as codes, {codes.shape[1]}")
+    for name, of, values in (("labels", codes, labels), ("test_labels", test_codes, test_labels)):
+        if values.shape != of.shape[:1] or values.is_floating_point():
+            got = f"shape {tuple(values.shape)} and type {values.dtype}"
+            raise ValueError(f"{name} have {got}; they must be whole numbers, one for each code, ({len(of)},)")
+    if len(labels.unique()) < 2:
+        raise ValueError(f"labels are all {labels[0].item()}; there must be two classes at least")
+    probe = LogisticRegression(max_iter=10_000)  # far beyond what it takes; it warns should that be too little
+    probe.fit(codes.cpu().numpy(), labels.cpu().numpy())
+    return float((probe.predict(test_codes.cpu().numpy()) == test_labels.cpu().numpy()).mean())
+
+
+def _rows(**tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return (N, n) tensors in float64, having refused another shape, fewer than two rows and what is not finite."""
+    (first, like), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if tensor.ndim != 2 or len(tensor) < 2 or not tensor.shape[1]:
+            raise ValueError(f"{name} has shape {shape}; it must be (N, n), with N at least 2 and n at least 1")
+        if tensor.shape != like.shape:
+            raise ValueError(f"{name} has shape {shape}; it must be that of {first}, {tuple(like.shape)}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds {tensor[~torch.isfinite(tensor)][0].item()}; it must be finite")
+    return tuple(tensor.detach().double() for tensor in tensors.values())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
 
 def reparametrise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -156,3 +158,275 @@ def _relaxed(noisy: Tensor, temperature: float) -> Tensor:
         raise ValueError(f"temperature is {temperature}; it must be positive and finite, {least:.2g} at least")
     # The largest is moved to 0 first, so that no quotient overflows upwards, whatever the temperature.
     return ((noisy - noisy.detach().amax(-1, keepdim=True)) / temperature).log_softmax(-1)
+
+
+# Gaussian posteriors, as modules: from what an encoder says to a distribution
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian for every example."""
+
+    mu: Tensor  # (..., n)
+    logvar: Tensor  # (..., n), natural log of the variance
+
+
+class GaussianPosterior(nn.Module):
+    """The usual posterior: the encoder's two outputs are the mean and the log-variance, as they are."""
+
+    def forward(self, mu: Tensor, spread: Tensor) -> Gaussian:
+        """Return both, (..., n) each, unchanged."""
+        return Gaussian(mu, spread)
+
+
+class FloorEscaped(UserWarning):
+    """A batch-normalised posterior whose input hardly varies: its floor under the KL no longer holds."""
+
+
+class BatchNormPosterior(nn.Module):
+    r"""A posterior whose KL to N(0, I), averaged over a batch, cannot vanish: batch normalisation holds it up.
+
+    Two versions, one of which must be chosen. With :math:`\hat x` the encoder's output, standardised over the batch:
+
+    `gamma=0.6`, the paper's: the mean is :math:`\hat\mu = \gamma \hat x + \beta` with gamma fixed and beta learned; the
+    second output of the encoder is the log-variance, untouched. Then, in nats, summed over the n coordinates,
+
+    .. math:: \mathbb{E}[\mathrm{KL}] \ge \tfrac12 \sum_j (\gamma^2 + \beta_j^2),
+
+    with equality where every variance is 1.
+
+    `tau=0.5`, Su's: mean and standard deviation are both standardised, without beta, and scaled by
+
+    .. math:: \gamma_\mu^2 = \tau + (1 - \tau) s(\theta), \qquad \gamma_\sigma^2 = (1 - \tau) s(-\theta), \qquad
+              \gamma_\mu^2 + \gamma_\sigma^2 = 1,
+
+    where s is the logistic function and theta (n,) is learned, one vector for both. So the aggregate posterior has the
+    prior's first two moments. By Jensen's inequality the floor is :math:`-\tfrac12 \sum_j \log \gamma_{\sigma,j}^2`,
+    at least :math:`-\tfrac n2 \log (1 - \tau)`, both but for some n `variance_floor`. The standard deviation is
+    centred and therefore signed: its square counts, and `variance_floor` is added to it, because it passes through
+    zero.
+
+    Args:
+        latent_dim: n. gamma: positive. tau: in (0, 1).
+        eps: added to the batch's variance v. It is the hole in the floor: what holds is the floor times
+            v / (v + eps), and Adam will shrink v to get there (see `ratio`). Keep it tiny.
+        momentum: weight of a batch in the running statistics, which replace the batch's in evaluation mode.
+        variance_floor: Su's version alone, see above.
+
+    Batch statistics are taken over all processes, when `torch.distributed` runs. Computed in float32 at least, also
+    under autocast.
+
+    Raises:
+        ValueError: neither or both of gamma and tau, or one of the numbers out of its range.
+
+    Source: Zhu et al. 2020 (arXiv 2004.12585), equations 5 to 8, algorithm 1; Su 2020 (kexue.fm/archives/7381).
+
+    >>> posterior = BatchNormPosterior(8, gamma=0.5)
+    >>> round(posterior.floor().item(), 6)  # n gamma^2 / 2
+    1.0
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        gamma: float | None = None,
+        tau: float | None = None,
+        eps: float = 1e-8,
+        momentum: float = 0.1,
+        variance_floor: float = 1e-4,
+    ):
+        super().__init__()
+        _check_batch_norm(latent_dim, gamma, tau, eps, momentum, variance_floor)
+        self.latent_dim, self.tau, self.variance_floor = latent_dim, tau, variance_floor
+        self.standard_mu = _Standardise(latent_dim, eps, momentum)
+        if tau is None:
+            self.register_buffer("gamma", torch.full((latent_dim,), float(gamma)))
+            self.beta = nn.Parameter(torch.zeros(latent_dim))
+        else:
+            self.standard_sigma = _Standardise(latent_dim, eps, momentum)
+            self.theta = nn.Parameter(torch.zeros(latent_dim))
+        self._calls, self._warned = 0, False
+
+    @property
+    def gamma_mu(self) -> Tensor:
+        """(n,) scale of the standardised mean."""
+        return self.gamma if self.tau is None else (self.tau + (1 - self.tau) * self.theta.sigmoid()).sqrt()
+
+    @property
+    def gamma_sigma(self) -> Tensor:
+        """(n,) scale of the standardised standard deviation, in Su's version.
+
+        Raises:
+            AttributeError: the paper's version has none.
+        """
+        if self.tau is None:
+            raise AttributeError("gamma_sigma")  # torch puts its own words in place of any that stand here
+        return ((1 - self.tau) * (-self.theta).sigmoid()).sqrt()
+
+    @property
+    def ratio(self) -> Tensor:
+        """(n,) v / (v + eps) of the last training batch, the smaller of mean and standard deviation: 1 is sound."""
+        ratio = self.standard_mu.ratio
+        return ratio if self.tau is None else torch.minimum(ratio, self.standard_sigma.ratio)
+
+    def floor(self, observed: bool = False) -> Tensor:
+        """Return the least mean KL over a batch, in nats, summed over latents: a scalar, with its gradient.
+
+        Args:
+            observed: with the shares v / (v + eps) of the last training batch, below which its KL cannot lie
+                (but for rounding); else the floor that the module is built for.
+        """
+        ratio_mu = self.standard_mu.ratio if observed else 1.0
+        if self.tau is None:
+            return 0.5 * (self.gamma_mu**2 * ratio_mu + self.beta**2).sum()
+        ratio_sigma = self.standard_sigma.ratio if observed else 1.0
+        variance = self.gamma_sigma**2 * ratio_sigma + self.variance_floor  # (n,) mean of sigma^2 over the batch
+        return 0.5 * (self.gamma_mu**2 * ratio_mu + variance - 1 - variance.log()).sum()
+
+    def forward(self, mu: Tensor, spread: Tensor, mask: Tensor | None = None) -> Gaussian:
+        """Return the posterior of what the encoder gave.
+
+        Args:
+            mu: (N, n), or (N, T, n) for codes in time, whose steps then count as examples.
+            spread: the same shape; the log-variance in the paper's version, the standard deviation in Su's.
+            mask: (N,) or (N, T), True where there is an example and no padding: the others are normalised, but
+                do not count. None: all count.
+
+        Raises:
+            ValueError: shapes that do not fit; fewer than two examples to train on.
+        """
+        self._check(mu, spread, mask)
+        with torch.autocast(mu.device.type, enabled=False):
+            mu = self.standard_mu(mu, mask) * self.gamma_mu
+            if self.tau is None:
+                posterior = Gaussian(mu + self.beta, spread.to(mu.dtype))
+            else:
+                sigma = self.standard_sigma(spread, mask) * self.gamma_sigma
+                posterior = Gaussian(mu, torch.log(sigma**2 + self.variance_floor))
+        if self.training:
+            self._watch()
+        return posterior
+
+    @torch.no_grad()
+    def calibrate(self, mu: Tensor, spread: Tensor, mask: Tensor | None = None) -> None:
+        """Set the running statistics to those of a whole training set, given the encoder's outputs for all of it.
+
+        Those gathered while training are of a network that has moved on since. Do this before reporting.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        self._check(mu, spread, mask)
+        self.standard_mu.calibrate(mu, mask)
+        if self.tau is not None:
+            self.standard_sigma.calibrate(spread, mask)
+
+    def extra_repr(self) -> str:
+        """Say which version it is."""
+        version = f"gamma={self.gamma[0]:.3g}" if self.tau is None else f"tau={self.tau}"
+        return f"{self.latent_dim}, {version}, eps={self.standard_mu.eps}"
+
+    def _check(self, mu: Tensor, spread: Tensor, mask: Tensor | None) -> None:
+        if mu.ndim < 2 or mu.shape[-1] != self.latent_dim or spread.shape != mu.shape:
+            raise ValueError(
+                f"mu is {tuple(mu.shape)}, spread is {tuple(spread.shape)}; both must be (..., {self.latent_dim})"
+            )
+        if mask is not None and (mask.shape != mu.shape[:-1] or mask.dtype != torch.bool):  # numbers would pick rows
+            given, wanted = f"{tuple(mask.shape)} {mask.dtype}", f"{tuple(mu.shape[:-1])} torch.bool"
+            raise ValueError(f"mask is {given}; it must be {wanted}, one for each example")
+
+    def _watch(self) -> None:
+        """Warn, once, when the floor is being escaped. Looking costs a GPU a wait, so only every hundredth batch."""
+        look, self._calls = self._calls % 100 == 0 and not self._warned, self._calls + 1
+        if look and (least := self.ratio.min().item()) < 0.99:
+            self._warned = True
+            warnings.warn(
+                f"the encoder's output hardly varies over the batch: v / (v + eps) is {least:.2g}, and the floor under "
+                f"the KL is {self.floor(observed=True).item():.3g} nats in place of {self.floor().item():.3g}. "
+                "Take a smaller eps, or a larger initialisation of the encoder's last layer.",
+                FloorEscaped,
+                stacklevel=5,  # whoever calls the module: between stand torch's two
+            )
+
+
+def _check_batch_norm(latent_dim, gamma, tau, eps, momentum, variance_floor) -> None:
+    if (gamma is None) == (tau is None):
+        raise ValueError(f"gamma is {gamma}, tau is {tau}; give gamma (the paper's version) or tau (Su's), not both")
+    if gamma is not None and not 0 < gamma < math.inf:
+        raise ValueError(f"gamma is {gamma}; it must be positive and finite")
+    if tau is not None and not 0 < tau < 1:
+        raise ValueError(f"tau is {tau}; it must lie between 0 and 1, the ends excluded")
+    if latent_dim < 1 or not 0 < eps < math.inf or not 0 < variance_floor < math.inf:
+        sizes = f"latent_dim is {latent_dim}, eps {eps}, variance_floor {variance_floor}"
+        raise ValueError(f"{sizes}; all must be positive")
+    if not 0 < momentum <= 1:
+        raise ValueError(f"momentum is {momentum}; it must lie in (0, 1]")
+
+
+class _Standardise(nn.Module):
+    """Batch normalisation without scale and shift, over all axes but the last; see `BatchNormPosterior`.
+
+    Not torch's own, for the sake of the ratio v / (v + eps), the mask, float32 under autocast, processes whose
+    batches differ in length, and running statistics that can be set exactly.
+    """
+
+    def __init__(self, width: int, eps: float, momentum: float):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("ratio", torch.ones(width), persistent=False)  # of the last training batch
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if not self.training:
+            return (x - self.running_mean) * (self.running_var + self.eps).rsqrt()
+        mean, var, count = _moments(x if mask is None else x[mask])  # (width,), (width,), over all processes
+        with torch.no_grad():
+            self.ratio = var.detach() / (var.detach() + self.eps)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        return (x - mean) * (var + self.eps).rsqrt()
+
+    def calibrate(self, x: Tensor, mask: Tensor | None) -> None:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, var, _ = _moments(x if mask is None else x[mask])
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)  # of all there is, so nothing to correct
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return mean and variance (n,) over all axes but the last, over all processes, and the number of rows."""
+    x = x.flatten(0, -2)  # (..., n) -> (rows, n)
+    total, count = x.sum(0), len(x)
+    if _several():
+        sums = _AllReduce.apply(torch.cat([total, total.new_tensor([count])]))  # (n + 1,)
+        total, count = sums[:-1], sums[-1].item()
+    if count < 2:
+        raise ValueError(
+            f"the batch has {int(count)} example(s); statistics need two at least. "
+            "Drop the last short batch, or call .eval() to use the running statistics."
+        )
+    mean = total / count
+    squares = (x - mean).pow(2).sum(0)
+    return mean, (_AllReduce.apply(squares) if _several() else squares) / count, count
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+class _AllReduce(torch.autograd.Function):
+    """A sum over processes: each one's share of the loss depends on every one's input, so gradients add up as well."""
+
+    @staticmethod
+    def forward(ctx, total: Tensor) -> Tensor:
+        total = total.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        distributed.all_reduce(gradient)
+        return gradient

@@ -7,7 +7,17 @@ from vaelab.widgets.balance import BalanceExplorer
 from vaelab.widgets.base import Slider
 from vaelab.widgets.bound import BoundExplorer
 from vaelab.widgets.latent import LatentExplorer
+from vaelab.widgets.moment import MomentExplorer
 from vaelab.widgets.runs import Point, RunExplorer
 from vaelab.widgets.simplex import SimplexExplorer
 
-__all__ = ["BalanceExplorer", "BoundExplorer", "LatentExplorer", "Point", "RunExplorer", "SimplexExplorer", "Slider"]
+__all__ = [
+    "BalanceExplorer",
+    "BoundExplorer",
+    "LatentExplorer",
+    "MomentExplorer",
+    "Point",
+    "RunExplorer",
+    "SimplexExplorer",
+    "Slider",
+]
