@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/balancing.py
 	$(BIN)/python benchmarks/expectation.py
+	$(BIN)/python benchmarks/posterior.py
 
 clean:
 	rm -rf _build

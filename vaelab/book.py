@@ -168,7 +168,7 @@ def audit(paths: Sequence[Path], minutes: float, seed: int | None = None) -> Ite
 
 
 def _comparable(records: Sequence[runs.Record]) -> list[str]:
-    """Name the results that can be compared: plain numbers, but not times (`seconds...`), which depend on the machine."""
+    """Name the results that can be compared: plain numbers, but no times (`seconds...`), which a machine decides."""
     names = {name for r in records for name, value in r.results.items() if isinstance(value, float)}
     return sorted(name for name in names if not name.startswith("seconds"))
 

@@ -38,7 +38,7 @@ def test_every_link_within_the_book_leads_somewhere(site, open_page, name):
     assert [link for link in local if link and not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["elbo", "day12", "day13", "day14", "day15", "kl_balancing"])
+@pytest.mark.parametrize("name", ["elbo", "day12", "day13", "day14", "day15", "kl_balancing", "bn_vae"])
 def test_mathematics_is_typeset(site, open_page, name):
     opened = open_page((site / "book" / f"{name}.html").as_uri())
     opened.page.wait_for_selector("mjx-container")

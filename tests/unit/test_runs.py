@@ -589,6 +589,26 @@ def test_records_that_repeat_to_the_last_bit_pass_whatever_their_spread(tmp_path
     assert len(audit(sweep(tmp_path, function=function, seeds=seeds), function)) == 2 * len(seeds)
 
 
+def of_other_contents(config, seed):
+    """Return what a run returns whose data are read out of what is installed."""
+    calls[config["a"], seed] += 1
+    contents = "here" if calls[config["a"], seed] > 1 else "there"
+    return {"x": float(calls[config["a"], seed]), "digest": contents if config["a"] == 1 else "the same"}
+
+
+def test_runs_on_other_contents_are_not_compared(tmp_path):
+    records = sweep(tmp_path, function=of_other_contents, seeds=[0])
+    lines = runs.audit(of_other_contents, records[:1], metrics=["x"], minutes=1.0, seed=0)
+    assert lines == ["{'a': 1} seed 0: trained on other contents here, so nothing is compared"]
+    with pytest.raises(AuditFailed, match="x was 1, is 2"):  # the same contents: a difference is a difference
+        runs.audit(of_other_contents, records[1:], metrics=["x"], minutes=1.0, seed=0)
+
+
+def test_a_metric_that_only_some_records_have_is_compared_where_it_is(tmp_path):
+    records = sweep(tmp_path, function=noisy, seeds=[0])
+    assert len(audit(records, metrics=["x", "only elsewhere"])) == 2
+
+
 def tampered(record: Record, by: float) -> Record:
     return record._replace(results=record.results | {"x": record["x"] + by})
 
