@@ -297,15 +297,17 @@ class BatchNormPosterior(nn.Module):
         """
         self._check(mu, spread, mask)
         with torch.autocast(mu.device.type, enabled=False):
-            mu = self.standard_mu(mu, mask) * self.gamma_mu
-            if self.tau is None:
-                posterior = Gaussian(mu + self.beta, spread.to(mu.dtype))
-            else:
-                sigma = self.standard_sigma(spread, mask) * self.gamma_sigma
-                posterior = Gaussian(mu, torch.log(sigma**2 + self.variance_floor))
+            posterior = self._normalised(mu, spread, mask)
         if self.training:
             self._watch()
         return posterior
+
+    def _normalised(self, mu: Tensor, spread: Tensor, mask: Tensor | None) -> Gaussian:
+        mu = self.standard_mu(mu, mask) * self.gamma_mu
+        if self.tau is None:
+            return Gaussian(mu + self.beta, spread.to(mu.dtype))
+        sigma = self.standard_sigma(spread, mask) * self.gamma_sigma
+        return Gaussian(mu, torch.log(sigma**2 + self.variance_floor))
 
     @torch.no_grad()
     def calibrate(self, mu: Tensor, spread: Tensor, mask: Tensor | None = None) -> None:
@@ -375,7 +377,12 @@ class _Standardise(nn.Module):
         self.eps, self.momentum = eps, momentum
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
-        self.register_buffer("ratio", torch.ones(width), persistent=False)  # of the last training batch
+        self.register_buffer("last_var", torch.ones(width), persistent=False)  # of the last training batch
+
+    @property
+    def ratio(self) -> Tensor:
+        """(width,) v / (v + eps) of the last training batch: worked out when asked for, not at every step."""
+        return self.last_var / (self.last_var + self.eps)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -383,7 +390,7 @@ class _Standardise(nn.Module):
             return (x - self.running_mean) * (self.running_var + self.eps).rsqrt()
         mean, var, count = _moments(x if mask is None else x[mask])  # (width,), (width,), over all processes
         with torch.no_grad():
-            self.ratio = var.detach() / (var.detach() + self.eps)
+            self.last_var = var.detach()
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
         return (x - mean) * (var + self.eps).rsqrt()
