@@ -93,7 +93,8 @@ class Verdict(NamedTuple):
     def _repr_markdown_(self) -> str:
         """Say it in a notebook."""
         lines = [f"**Claim {self.claim.id}** ({self.claim.source}): {self.claim.statement}", ""]
-        lines += [f"- {_words(c)}: {self.claim.metric} {c.difference:+.3g} → {c.verdict}" for c in self.comparisons]
+        compared = [(_words(c, self.comparisons), c) for c in self.comparisons]
+        lines += [f"- {words}: {self.claim.metric} {c.difference:+.3g} → {c.verdict}" for words, c in compared]
         return "\n".join([*lines, "", f"**Verdict: {self.verdict}**"])
 
 
@@ -180,7 +181,7 @@ def judge(claim: Claim | str, records: Iterable[runs.Record] | None = None) -> V
         raise ValueError(f"claim {claim.id}: {error}") from error
     verdict = combine([c.verdict for c in comparisons])
     if verdict == PARTLY:
-        verdict += " " + "; ".join(_words(c) for c in comparisons if c.verdict == HOLDS)
+        verdict += " " + "; ".join(_words(c, comparisons) for c in comparisons if c.verdict == HOLDS)
     return Verdict(claim, comparisons, verdict)
 
 
@@ -259,12 +260,17 @@ def _stray(values: Mapping[int, np.ndarray]) -> dict[int, float]:
     return {s: float(np.abs(v - (total - v) / (len(values) - 1)).sum()) for s, v in values.items()}
 
 
-def _words(c: Comparison) -> str:
-    """Say what is compared, naming only what differs: "labels 600 → 60", or, of configurations with names, "a → b"."""
+def _words(c: Comparison, among: Sequence[Comparison]) -> str:
+    """Say what is compared, naming only what differs: "labels 600 → 60", or, of configurations with names, "a → b".
+
+    The data set that both have in common is named where the comparisons `among` which it stands are on several.
+    """
     differs = [k for k, v in c.treatment.items() if c.control.get(k) != v]
     before = " ".join(str(c.control[k]) for k in differs if k in c.control)
     after = " ".join(str(c.treatment[k]) for k in differs)
     what = "" if "name" in differs else " and ".join(differs) + " "
+    if "dataset" not in differs and len({other.treatment.get("dataset") for other in among}) > 1:
+        what = f"{c.treatment['dataset']} {what}"
     return f"{what}{before} → {after}" if before else f"{what}{after}"
 
 

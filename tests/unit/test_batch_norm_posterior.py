@@ -153,10 +153,9 @@ def test_it_is_torchs_batch_norm_scaled_in_training_and_in_evaluation(version):
     for seed in range(5):
         for ours, wanted in zip(posterior(*raw(20, seed=seed)), expected(*raw(20, seed=seed))):
             same(ours, wanted)
-    for ours, wanted in zip((posterior.standard_mu, getattr(posterior, "standard_sigma", None)), theirs):
-        if ours is not None:
-            same(ours.running_mean, wanted.running_mean)
-            same(ours.running_var, wanted.running_var)
+    for name in ("running_mean", "running_var"):  # those of the mean, then those of the standard deviation
+        for ours, wanted in zip(getattr(posterior.standard, name).split(N), theirs):
+            same(ours, getattr(wanted, name))
     for module in (posterior, *theirs):
         module.eval()
     for ours, wanted in zip(posterior(*raw(7, seed=9)), expected(*raw(7, seed=9))):
@@ -249,7 +248,7 @@ def test_nothing_stays_behind_when_it_moves(version):
     posterior(*raw(5, dtype=torch.float32))
     posterior.double()
     tensors = [*posterior.parameters(), *posterior.buffers()]
-    assert len(tensors) == (5 if "gamma" in version else 7) and all(t.dtype == torch.float64 for t in tensors)
+    assert len(tensors) == (5 if "gamma" in version else 4) and all(t.dtype == torch.float64 for t in tensors)
     assert all(part.dtype == torch.float64 for part in posterior(*raw(5)))
     posterior.to("meta")
     worked_out = [posterior.gamma_mu, posterior.ratio, posterior.floor(), posterior.floor(observed=True)]
@@ -356,8 +355,8 @@ def test_after_calibration_a_whole_set_has_the_moments_promised(version):
     padded = [torch.cat([part, torch.full((3, N), 1e3)]) for part in (mu, spread)]
     posterior.calibrate(*padded, torch.arange(104) < 101)
     posterior.eval()
-    same(posterior.standard_mu.running_mean, mu.mean(0))
-    same(posterior.standard_mu.running_var, mu.var(0, correction=0))
+    same(posterior.standard.running_mean[:N], mu.mean(0))
+    same(posterior.standard.running_var[:N], mu.var(0, correction=0))
     q = posterior(mu, spread)
     same(q.mu.mean(0), posterior.beta if "gamma" in version else torch.zeros(N), 1e-9)
     same(q.mu.var(0, correction=0), posterior.gamma_mu**2, 1e-6)
@@ -365,8 +364,8 @@ def test_after_calibration_a_whole_set_has_the_moments_promised(version):
     expected = copy.deepcopy(posterior).train()(mu, spread)  # as if the set were one batch
     same(mean_kl(q), mean_kl(expected), 1e-9)
     if "tau" in version:
-        same(posterior.standard_sigma.running_mean, spread.mean(0))
-        same(posterior.standard_sigma.running_var, spread.var(0, correction=0))
+        same(posterior.standard.running_mean[N:], spread.mean(0))
+        same(posterior.standard.running_var[N:], spread.var(0, correction=0))
 
 
 def test_the_usual_posterior_changes_nothing():
@@ -419,7 +418,7 @@ def test_with_a_tiny_eps_the_floor_stands_and_nobody_warns():
 @both
 def test_the_ratio_is_that_of_the_last_training_batch(version):
     posterior = learned(version, eps=1e-2)
-    assert posterior.ratio.eq(1).all()
+    same(posterior.ratio, torch.full_like(posterior.ratio, 1 / 1.01))  # before the first batch: as if v were 1
     mu, spread = raw(9, scale=0.1)
     with pytest.warns(FloorEscaped) as caught:
         posterior(mu, spread)
@@ -573,7 +572,7 @@ def test_two_processes_agree_with_one_on_the_joined_batch(shares, name, i):
 def test_statistics_of_each_share_alone_would_differ(shares):
     local = trained((4,), None, VERSIONS[0])
     joint = shares[0]["equal halves", 0]
-    key = "standard_mu.running_var"
+    key = "standard.running_var"
     assert (joint["statistics"][key] - local["statistics"][key]).abs().max() > 1e-3
 
 

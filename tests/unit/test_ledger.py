@@ -319,6 +319,18 @@ def test_a_comparison_is_told_by_what_differs(control, treatment, words):
     assert f"- {words}: fid +1 " in verdict._repr_markdown_() and f"<br>{words}: +1 " in table([verdict])
 
 
+def test_comparisons_on_several_data_sets_say_on_which():
+    interval, names = Interval(1.0, 0.5, 1.5, 5), ("plain", "balanced")
+    pairs = [[{"dataset": dataset, "name": name} for name in names] for dataset in ("mnist", "digits")]
+    comparisons = [Comparison(*pair, interval, "holds") for pair in pairs]
+    comparisons += [Comparison({}, {"dataset": "digits", "name": "noise"}, interval, "holds")]
+    said = table([Verdict(CLAIM, comparisons, "holds")])
+    assert "<br>mnist plain → balanced: +1 " in said and "<br>digits plain → balanced: +1 " in said
+    assert "<br>digits noise: +1 " in said  # which names it by itself
+    alone = table([Verdict(CLAIM, comparisons[:1], "holds")])
+    assert "<br>plain → balanced: +1 " in alone  # one data set goes without saying
+
+
 def test_a_verdict_needs_as_many_pairs_as_were_registered():
     records = runs_of(1.0, seeds=range(4))
     with pytest.raises(ValueError, match=r"claim 1a: .*seeds \[0, 1, 2, 3\]"):
