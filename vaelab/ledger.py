@@ -282,7 +282,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
         claim = verdict.claim
         seeds = min((c.difference.count for c in verdict.comparisons), default=0)
         said = f"**{claim.id}** {claim.statement} ({claim.source})".replace("|", r"\|")
-        measured = "<br>".join(f"{_words(c)}: {c.difference:+.3g}" for c in verdict.comparisons)
+        measured = "<br>".join(f"{_words(c, verdict.comparisons)}: {c.difference:+.3g}" for c in verdict.comparisons)
         lines.append(f"| {said} | {claim.metric}, {seeds} seeds<br>{measured} | **{verdict.verdict}** |")
     notes = [f"- {v.claim.id}: {v.claim.note}" for v in verdicts if v.claim.note]
     return "\n".join(lines + (["", "Notes", "", *notes] if notes else []))

@@ -96,3 +96,29 @@ def test_the_sliders_of_kl_balancing_follow_the_keyboard(site, open_page):
     assert len(seen) >= 6  # five recorded windows, and the ones that are not recorded
     assert windows.get_by_role("button").count() == 0  # nothing here can train
     assert ours(opened.errors) == [] and opened.elsewhere == []
+
+
+def test_the_sliders_of_bn_vae_follow_the_keyboard(site, open_page):
+    """The first steps through recorded runs over gamma, the second computes moments and floors in the page."""
+    opened = open_page((site / "book" / "bn_vae.html").as_uri())
+    gammas, moments = opened.page.locator(".vaelab-slider").all()
+    gammas.scroll_into_view_if_needed()
+    knob, line, seen = gammas.locator("input[type=range]"), gammas.locator(".vr-line").first, set()
+    knob.press("Home")
+    for _ in range(8):
+        opened.page.wait_for_timeout(50)
+        seen.add((line.get_attribute("d"), gammas.locator(".vr-numbers").inner_text()))
+        knob.press("ArrowRight")
+    assert len(seen) >= 7  # the recorded runs differ from one to the next
+    assert gammas.get_by_role("button").count() == 0  # nothing here can train
+
+    moments.scroll_into_view_if_needed()
+    theta, floor = moments.get_by_label("theta", exact=True), moments.locator("dd.vm-floor")
+    before = floor.inner_text(), moments.locator("path.vm-single").first.get_attribute("d")
+    for _ in range(3):
+        theta.press("ArrowRight")
+    opened.page.wait_for_timeout(100)
+    after = floor.inner_text(), moments.locator("path.vm-single").first.get_attribute("d")
+    assert before[0] != after[0] and before[1] != after[1]
+    assert moments.locator("dd.vm-aggregate").inner_text().startswith("1.000")  # whatever theta is
+    assert ours(opened.errors) == [] and opened.elsewhere == []
