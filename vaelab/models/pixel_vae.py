@@ -160,7 +160,7 @@ class PixelDecoder(nn.Module):
 
         Args:
             z: (N, latent_dim).
-            generator: source of the noise, on whatever device, as in `vaelab.posteriors.reparametrise`.
+            generator: source of the noise, on whatever device, as in `reparametrise`.
 
         Returns:
             (N, 1, size, size), zeros and ones of the type of z.
