@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from vaelab import files, text
 from vaelab.lab import device as default_device
+from vaelab.lab import epoch_generator
 
 IMAGES = ("mnist", "fashion-mnist", "digits")
 SENTENCES = ("docstrings", "grammar", "multi30k")
@@ -276,7 +277,7 @@ class Shuffle:
         """Return the (batch_size,) int64 row numbers of batch `step`, counted from 0."""
         epoch, batch = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            generator = epoch_generator(self.seed, epoch)
             self._order = torch.randperm(self.count, generator=generator).to(self.device)
             self._epoch = epoch
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from vaelab.lab import several_processes
+
 
 def gaussian_kl(
     mu: Tensor, logvar: Tensor, prior_mu: Tensor | float = 0.0, prior_logvar: Tensor | float = 0.0
@@ -135,7 +137,7 @@ def relaxed_log_density(log_sample: Tensor, logits: Tensor, temperature: float) 
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be positive and finite")
     _check_classes(log_sample, "logits", logits)
-    log_sample, logits = _at_least_single(log_sample), _at_least_single(logits)
+    log_sample, logits = at_least_single(log_sample), at_least_single(logits)
     totals = log_sample.detach().logsumexp(-1)
     if not (totals.abs() < 0.1).all():  # a bfloat16 sample comes to 0.01; a sample without its logarithm to ln K
         raise ValueError(f"log_sample sums to {totals.exp().tolist()}, exponentiated; each row must sum to 1")
@@ -144,14 +146,18 @@ def relaxed_log_density(log_sample: Tensor, logits: Tensor, temperature: float) 
     return (logits - temperature * log_sample).log_softmax(-1).sum(-1) + log_scale
 
 
-def _at_least_single(tensor: Tensor) -> Tensor:
-    """Return half precision as float32, anything else as it is."""
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is.
+
+    >>> at_least_single(torch.zeros(1, dtype=torch.float16)).dtype, at_least_single(torch.zeros(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
     """Return log softmax over the last axis, in float32 at least."""
-    return _at_least_single(logits).log_softmax(-1)
+    return at_least_single(logits).log_softmax(-1)
 
 
 def _check_classes(first: Tensor, name: str, second: Tensor) -> None:
@@ -228,7 +234,7 @@ def _checked_groups(kl: Tensor, sizes: Tensor | Sequence[float] | None) -> tuple
     """Return (N, G) KL, in float32 at least, and (G,) sizes with mean 1 beside it."""
     if kl.ndim != 2 or 0 in kl.shape:
         raise ValueError(f"kl has shape {tuple(kl.shape)}; it must be (batch, groups), one or more of each")
-    kl = _at_least_single(kl) if kl.is_floating_point() else kl
+    kl = at_least_single(kl) if kl.is_floating_point() else kl
     if sizes is None:
         return kl, torch.ones_like(kl[0].detach())
     a = torch.as_tensor(sizes, dtype=kl.dtype, device=kl.device)
@@ -239,7 +245,7 @@ def _checked_groups(kl: Tensor, sizes: Tensor | Sequence[float] | None) -> tuple
 
 def _mean_over_processes(kl: Tensor) -> Tensor:
     """Return the (G,) mean of (N, G) over the batch: over those of all processes, if several train."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not several_processes():
         return kl.mean(0)
     total = torch.cat([kl.sum(0), kl.new_tensor([len(kl)])])  # (G + 1,), so batches may differ in length
     distributed.all_reduce(total)

@@ -68,6 +68,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return a generator for what an epoch draws, a pure function of both: a resumed run needs no state for it."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+
+
+def several_processes() -> bool:
+    """Say whether `torch.distributed` runs, so that statistics of a batch must be taken over all processes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def start(seed: int = 0) -> Lab:
     """Seed everything, choose preset and device, and print them.
 

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from vaelab.divergences import at_least_single
+from vaelab.lab import several_processes
+
 
 def reparametrise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw z = mu + sigma epsilon with epsilon from N(0, I), so that gradients reach mu and logvar.
@@ -147,7 +150,7 @@ def _perturbed(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if not logits.is_floating_point() or logits.ndim == 0:
         shape, dtype = tuple(logits.shape), logits.dtype
         raise ValueError(f"logits have shape {shape} and type {dtype}; they must be (..., K), floating point")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_single(logits)
     return logits + gumbel(logits, generator)
 
 
@@ -385,7 +388,7 @@ class _Standardise(nn.Module):
         return self.last_var / (self.last_var + self.eps)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_single(x)
         if not self.training:
             return (x - self.running_mean) * (self.running_var + self.eps).rsqrt()
         mean, var, count = _moments(x if mask is None else x[mask])  # (width,), (width,), over all processes
@@ -396,7 +399,7 @@ class _Standardise(nn.Module):
         return (x - mean) * (var + self.eps).rsqrt()
 
     def calibrate(self, x: Tensor, mask: Tensor | None) -> None:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_single(x)
         mean, var, _ = _moments(x if mask is None else x[mask])
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)  # of all there is, so nothing to correct
@@ -406,7 +409,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return mean and variance (n,) over all axes but the last, over all processes, and the number of rows."""
     x = x.flatten(0, -2)  # (..., n) -> (rows, n)
     total, count = x.sum(0), len(x)
-    if _several():
+    if several_processes():
         sums = _AllReduce.apply(torch.cat([total, total.new_tensor([count])]))  # (n + 1,)
         total, count = sums[:-1], sums[-1].item()
     if count < 2:
@@ -416,11 +419,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
         )
     mean = total / count
     squares = (x - mean).pow(2).sum(0)
-    return mean, (_AllReduce.apply(squares) if _several() else squares) / count, count
-
-
-def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return mean, (_AllReduce.apply(squares) if several_processes() else squares) / count, count
 
 
 class _AllReduce(torch.autograd.Function):

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from vaelab import files
+from vaelab.lab import epoch_generator
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -387,7 +388,7 @@ class LengthStrata:
 
     def _draw(self, epoch: int) -> Tensor:
         """Return the (per_epoch, batch_size) rows of an epoch."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        generator = epoch_generator(self.seed, epoch)
         kept = torch.randperm(len(self.lengths), generator=generator)[: self.per_epoch * self.batch_size]
         by_length = kept[self.lengths[kept].argsort(stable=True)]  # equals keep their random order
         if self.alike:

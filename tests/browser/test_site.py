@@ -74,6 +74,18 @@ def test_the_slider_of_day_12_draws_another_digit_when_moved_by_keyboard(site, o
     assert ours(opened.errors) == [] and opened.elsewhere == []
 
 
+def stepped_through(explorer) -> set[tuple[str, str]]:
+    """Line and numbers of a run explorer at the first eight stops of its knob, moved by keyboard."""
+    explorer.scroll_into_view_if_needed()
+    knob, line, seen = explorer.locator("input[type=range]"), explorer.locator(".vr-line").first, set()
+    knob.press("Home")
+    for _ in range(8):
+        explorer.page.wait_for_timeout(50)
+        seen.add((line.get_attribute("d"), explorer.locator(".vr-numbers").inner_text()))
+        knob.press("ArrowRight")
+    return seen
+
+
 def test_the_sliders_of_kl_balancing_follow_the_keyboard(site, open_page):
     """The first computes prices in the page, the second steps through recorded runs; no kernel answers either."""
     opened = open_page((site / "book" / "kl_balancing.html").as_uri())
@@ -86,14 +98,7 @@ def test_the_sliders_of_kl_balancing_follow_the_keyboard(site, open_page):
     opened.page.wait_for_timeout(100)
     assert prices.locator(".vk-sums").inner_text() != before
 
-    windows.scroll_into_view_if_needed()
-    knob, line, seen = windows.locator("input[type=range]"), windows.locator(".vr-line").first, set()
-    knob.press("Home")
-    for _ in range(8):
-        opened.page.wait_for_timeout(50)
-        seen.add((line.get_attribute("d"), windows.locator(".vr-numbers").inner_text()))
-        knob.press("ArrowRight")
-    assert len(seen) >= 6  # five recorded windows, and the ones that are not recorded
+    assert len(stepped_through(windows)) >= 6  # five recorded windows, and the ones that are not recorded
     assert windows.get_by_role("button").count() == 0  # nothing here can train
     assert ours(opened.errors) == [] and opened.elsewhere == []
 
@@ -102,14 +107,7 @@ def test_the_sliders_of_bn_vae_follow_the_keyboard(site, open_page):
     """The first steps through recorded runs over gamma, the second computes moments and floors in the page."""
     opened = open_page((site / "book" / "bn_vae.html").as_uri())
     gammas, moments = opened.page.locator(".vaelab-slider").all()
-    gammas.scroll_into_view_if_needed()
-    knob, line, seen = gammas.locator("input[type=range]"), gammas.locator(".vr-line").first, set()
-    knob.press("Home")
-    for _ in range(8):
-        opened.page.wait_for_timeout(50)
-        seen.add((line.get_attribute("d"), gammas.locator(".vr-numbers").inner_text()))
-        knob.press("ArrowRight")
-    assert len(seen) >= 7  # the recorded runs differ from one to the next
+    assert len(stepped_through(gammas)) >= 7  # the recorded runs differ from one to the next
     assert gammas.get_by_role("button").count() == 0  # nothing here can train
 
     moments.scroll_into_view_if_needed()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor, distributed
+from pair import one_of_two, run_both
+from torch import Tensor
 
 from vaelab.divergences import Balanced, balance_kl, balancing_phase, sizes_by_scale
 
@@ -492,11 +491,7 @@ def joint() -> Tensor:
 
 def balance_a_share(rank: int, folder: str) -> None:
     """Be one of two processes: balance this one's share of the joint batch, and leave what comes out in a file."""
-    torch.set_num_threads(1)
-    meeting = (Path(folder) / "meeting").as_uri()
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=2))
-    try:
-        results = {}
+    with one_of_two(rank, folder) as results:
         for name, lengths in SPLITS.items():
             kl = joint().split(lengths)[rank].clone().requires_grad_()
             for strength in (0.0, 0.5, 1.0):
@@ -510,27 +505,12 @@ def balance_a_share(rank: int, folder: str) -> None:
             balance_kl(kl, SIZES)
         except ValueError as error:
             results["refused"] = str(error)
-        torch.save(results, Path(folder) / f"{rank}.part")
-        (Path(folder) / f"{rank}.part").rename(Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def shares(processes, tmp_path_factory) -> list[dict]:
     """What two processes say that each hold a part of the joint batch; they meet in a file, no port is opened."""
-    if not (distributed.is_available() and distributed.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    folder = tmp_path_factory.mktemp("gloo")
-    workers = [processes.Process(target=balance_a_share, args=(rank, str(folder))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(130)
-        worker.kill()  # in vain where it has ended
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_both(processes, tmp_path_factory.mktemp("gloo"), balance_a_share)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])

@@ -7,14 +7,13 @@ import io
 import math
 import pickle
 import warnings
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, distributed, nn
+from pair import one_of_two, run_both
+from torch import Tensor, nn
 
 from vaelab import posteriors
 from vaelab.divergences import gaussian_kl
@@ -522,37 +521,19 @@ def trained(lengths: tuple[int, ...], rank: int | None, version: dict) -> dict:
 
 def normalise_a_share(rank: int, folder: str) -> None:
     """Be one of two processes, and leave in a file what comes out for this one's share of every batch."""
-    torch.set_num_threads(1)
-    meeting = (Path(folder) / "meeting").as_uri()
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=2))
-    try:
-        results = {(name, i): trained(lengths, rank, version)
-                   for name, lengths in SPLITS.items() for i, version in enumerate(VERSIONS)}
+    with one_of_two(rank, folder) as results:
+        results |= {(name, i): trained(lengths, rank, version)
+                    for name, lengths in SPLITS.items() for i, version in enumerate(VERSIONS)}
         try:
             trained((1, 0), rank, VERSIONS[0])
         except ValueError as error:
             results["refused"] = str(error)
-        torch.save(results, Path(folder) / f"{rank}.part")
-        (Path(folder) / f"{rank}.part").rename(Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def shares(processes, tmp_path_factory) -> list[dict]:
     """What two processes say that each hold a part of the batch; they meet in a file, no port is opened."""
-    if not (distributed.is_available() and distributed.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
-    folder = tmp_path_factory.mktemp("gloo")
-    workers = [processes.Process(target=normalise_a_share, args=(rank, str(folder))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(130)
-        worker.kill()  # in vain where it has ended
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_both(processes, tmp_path_factory.mktemp("gloo"), normalise_a_share)
 
 
 @pytest.mark.parametrize("i", range(len(VERSIONS)), ids=["paper", "Su"])

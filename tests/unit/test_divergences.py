@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
+from vaelab import divergences
 from vaelab.divergences import gaussian_kl
 
 means = st.floats(-1e3, 1e3, allow_subnormal=False)  # vaelab has the CPU flush them to zero
@@ -103,3 +104,15 @@ def test_a_prior_may_be_a_tensor_for_each_coordinate():
 def test_a_prior_may_be_a_number_and_keeps_the_type():
     for dtype in (torch.float32, torch.float64):
         assert gaussian_kl(torch.ones(2, dtype=dtype), torch.zeros(2, dtype=dtype), 1.0, 0.5).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "kind, wide",
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32),
+     (torch.float64, torch.float64)],
+)  # fmt: skip
+def test_half_precision_is_widened_and_nothing_narrowed(kind, wide):
+    x = torch.tensor([0.5, -2.0], dtype=kind, requires_grad=True)
+    widened = divergences.at_least_single(x)
+    assert widened.dtype == wide and torch.equal(widened, x.to(wide))
+    assert torch.autograd.grad(widened.sum(), x)[0].dtype == kind

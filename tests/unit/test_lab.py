@@ -85,3 +85,14 @@ def test_start_warns_of_the_papers_sizes_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setenv("VAELAB_PRESET", "paper")
     lab.start()
     assert "No GPU found: preset paper will take hours here" in capsys.readouterr().out
+
+
+def test_an_epoch_draws_the_same_whenever_it_is_asked():
+    first = torch.rand(3, generator=lab.epoch_generator(0, epoch=1))
+    assert torch.equal(first, torch.rand(3, generator=lab.epoch_generator(0, epoch=1)))
+    for seed, epoch in ((0, 2), (1, 1)):
+        assert not torch.equal(first, torch.rand(3, generator=lab.epoch_generator(seed, epoch)))
+
+
+def test_this_process_trains_alone():
+    assert lab.several_processes() is False

@@ -302,10 +302,7 @@ function describe({ kl }, { gamma, price, plain, balanced }) {
 
 /** Put the figure into el. Returns a function that brings it up to date with the model. */
 function build(model, el) {
-  const change = (values) => {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  };
+  const change = changer(model);
   const plot = barPlot(model.get("kl").length), readouts = sums(), { root: status, say } = announcer();
   const picture = svgNode("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" }, ...plot.nodes);
   const controls = [groupRows, divisorPicker, gradientPicker, strengthSlider].map((make) => make(model, change));

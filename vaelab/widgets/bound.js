@@ -222,10 +222,7 @@ function describeBound({ mu, sigma }, { log_px, elbo, gap }) {
 
 /** Put the figure into el. Returns a function that brings it up to date with the model. */
 function build(model, el) {
-  const change = (values) => {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  };
+  const change = changer(model);
   const densities = densityPlot(), bars = ladder(), readouts = sums(), { root: status, say } = announcer();
   const picture = svgNode("svg", { viewBox: `0 0 ${WIDTH} 292`, role: "img" }, ...densities.nodes, ...bars.nodes);
   const controls = [decoderPicker(model, change), ...settingSliders(model, change)];

@@ -176,6 +176,14 @@ function oncePerFrame(draw) {
   };
 }
 
+/** A function that sets traits of the model, {name: value}, and tells Python. */
+function changer(model) {
+  return (values) => {
+    for (const [name, value] of Object.entries(values)) model.set(name, value);
+    model.save_changes();
+  };
+}
+
 /** Draw now, and once a frame whenever one of these traits has changed. Returns what ends it. */
 function redrawOnChange(model, traits, draw) {
   const ask = oncePerFrame(draw), events = traits.map((name) => `change:${name}`);

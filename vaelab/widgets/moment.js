@@ -235,10 +235,7 @@ function describe({ version, codes, latents }, numbers) {
 
 /** Put the figure into el. Returns a function that brings it up to date with the model. */
 function build(model, el) {
-  const change = (values) => {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  };
+  const change = changer(model);
   const units = model.get("units"), plot = momentPlot(), readouts = readOuts(), { root: status, say } = announcer();
   const picture = svgNode("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" }, ...plot.nodes);
   const controls = [versionPicker, scaleSliders, codesPicker].map((make) => make(model, change));

@@ -407,10 +407,7 @@ function lastNumber(line) {
 
 /** Put the figure into el. Returns {open, update}: open reads the runs, update shows the picked one. */
 function build(model, el, ask) {
-  const change = (values) => {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  };
+  const change = changer(model);
   const plot = linePlot(model), key = legend(), table = numberTable(), pictures = pictureRow(model);
   const knob = knobSlider(model, change), training = trainer(model, change, ask);
   const root = openSlider(el, model.get("alt"));

@@ -193,10 +193,7 @@ function describe(names, { temperature, hard }, { classes, share, largest, proba
 
 /** Put the figure into el. Returns a function that brings it up to date with the model. */
 function build(model, el) {
-  const change = (values) => {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  };
+  const change = changer(model);
   const names = model.get("names"), noise = decodeRows(model.get("noise"));
   const plot = simplexPlot(names), readouts = readOuts(names);
   const picture = svgNode("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" }, ...plot.nodes);
