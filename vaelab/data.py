@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaelab import files, text
+from vaelab import files, ink, text
 from vaelab.lab import device as default_device
 from vaelab.lab import epoch_generator
 
-IMAGES = ("mnist", "fashion-mnist", "digits")
+IMAGES = ("mnist", "fashion-mnist", "digits", "ink")
 SENTENCES = ("docstrings", "grammar", "multi30k")
 NAMES = IMAGES + SENTENCES
 
@@ -37,7 +37,7 @@ class Unavailable(RuntimeError):
 class Split:
     """Images with their labels; `x, y = split` takes them apart, `split[rows]` selects rows of both."""
 
-    images: Tensor  # (N, 1, height, width), float32 in [0, 1]
+    images: Tensor  # (N, channels, height, width), float32 in [0, 1]
     labels: Tensor  # (N,), int64 in [0, num_classes)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -68,19 +68,29 @@ def folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("vaelab"))
 
 
-def load(name: str, size: int | None = None, device: torch.device | str | None = None) -> Dataset | text.Corpus:
+def load(
+    name: str,
+    size: int | None = None,
+    device: torch.device | str | None = None,
+    correlation: float | None = None,
+) -> Dataset | text.Corpus:
     """Load a data set, images as a `Dataset` or sentences as a `text.Corpus`, as tensors on the device.
 
     Args:
-        name: images: `"mnist"`, `"fashion-mnist"` (28 x 28; from the data folder, else downloaded and verified)
-            or `"digits"` (8 x 8, 1,797 images, embedded: nothing is downloaded). Sentences: `"docstrings"`
+        name: images: `"mnist"`, `"fashion-mnist"` (28 x 28; from the data folder, else downloaded and verified),
+            `"digits"` (8 x 8, 1,797 images, embedded: nothing is downloaded) or `"ink"` (`ink.draw`: colour
+            frames, 33 x 33, in clips of 32, 640 clips to train on and 64 to test). Sentences: `"docstrings"`
             (`text.docstrings`, read from the installed libraries), `"grammar"` (`text.grammar`, drawn) or
             `"multi30k"` (captions of photographs, from the data folder, into which the reader puts them).
         size: side to which images are resized bilinearly; None keeps the native size. Not for sentences.
+            `"ink"` is drawn at the size, which must be odd and at least 17 (33: 0.3 GB in memory; 65: 1.1 GB).
         device: where the tensors live; None takes `vaelab.device()`.
+        correlation: of neighbouring frames of `"ink"`, at least 0 and below 1; None takes `ink.CORRELATION`.
+            For `"ink"` alone.
 
     Raises:
-        ValueError: unknown name, a size < 1, or a size for sentences.
+        ValueError: unknown name, a size < 1, a size for sentences, a size or correlation that `ink.draw` refuses,
+            or a correlation for anything else.
         Unavailable: the files are missing or damaged and cannot be fetched. Never a silent substitute.
 
     >>> digits = load("digits", device="cpu")
@@ -93,8 +103,14 @@ def load(name: str, size: int | None = None, device: torch.device | str | None =
         raise ValueError(f"size is {size}; it must be at least 1")
     if name in SENTENCES and size is not None:
         raise ValueError(f"size is {size}, but {name!r} are sentences; only images have a size")
-    place = str(device or default_device())
-    return _load_corpus(name, place, str(folder())) if name in SENTENCES else _load(name, size, place, str(folder()))
+    if name != "ink" and correlation is not None:
+        raise ValueError(f"correlation is {correlation}, but {name!r} has no frames in time; only 'ink' has")
+    place, root = str(device or default_device()), str(folder())
+    if name in SENTENCES:
+        return _load_corpus(name, place, root)
+    if name == "ink":  # one entry in memory for a default and its value
+        size, correlation = size or 33, ink.CORRELATION if correlation is None else float(correlation)
+    return _load(name, size, place, root, correlation)
 
 
 @functools.lru_cache(maxsize=4)
@@ -130,12 +146,16 @@ def _multi30k(root: Path) -> text.Corpus:
 
 
 @functools.lru_cache(maxsize=4)  # a sweep asks for the same data set once a run
-def _load(name: str, size: int | None, device: str, root: str) -> Dataset:
+def _load(name: str, size: int | None, device: str, root: str, correlation: float | None = None) -> Dataset:
     if name == "digits":
         train, test, class_names = _digits()
+    elif name == "ink":
+        train, test, class_names = _ink(size, correlation, root)
     else:
         train, test, class_names = _torchvision(name, Path(root))
-    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for split in (train, test) for t in split))
+    digest = hashlib.sha256()
+    for tensor in (*train, *test):
+        digest.update(tensor.contiguous().numpy())
     train, test = (Split(_resize(s.images, size).to(device), s.labels.to(device)) for s in (train, test))
     return Dataset(name, train, test, len(class_names), class_names, digest.hexdigest()[:16])
 
@@ -160,6 +180,15 @@ def _digits() -> tuple[Split, Split, tuple[str, ...]]:
     return Split(images[train], labels[train]), Split(images[test], labels[test]), names
 
 
+def _ink(size: int, correlation: float, root: str) -> tuple[Split, Split, tuple[str, ...]]:
+    """Colour frames in clip order, 32 a clip, drawn; 640 clips to train on and 64 others to test."""
+    splits = []
+    for clips, seed in ((640, 0), (64, 1)):
+        images, labels = ink.kept(root, clips, size=size, seed=seed, correlation=correlation)
+        splits.append(Split(images.float().div_(255), labels))
+    return *splits, ink.CLASS_NAMES
+
+
 def _torchvision(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
     """MNIST or Fashion-MNIST through torchvision, every archive checked against its MD5 first."""
     kind = _torchvision_kind(name)
@@ -176,14 +205,14 @@ def _torchvision(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
 
 
 def at_hand(name: str) -> bool:
-    """Say whether a data set can be loaded without asking the network: embedded, or its files are here.
+    """Say whether a data set can be loaded without asking the network: embedded, drawn, or its files are here.
 
     >>> at_hand("digits")
     True
     """
     if name not in NAMES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(NAMES)}")
-    if name in ("digits", "docstrings", "grammar"):
+    if name in ("digits", "ink", "docstrings", "grammar"):
         return True
     if name == "multi30k":
         return all(path.exists() for path in _multi30k_files(folder()))

@@ -78,6 +78,33 @@ def several_processes() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def sum_over_processes(total: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes, with gradients; alone, the tensor itself.
+
+    The shape is that of `total`, alike in all processes; each of them must call this.
+
+    Each one's share of the loss depends on every one's input, so gradients add up over processes as well.
+
+    >>> sum_over_processes(torch.tensor([2.0]))
+    tensor([2.])
+    """
+    return _AllReduce.apply(total) if several_processes() else total
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, total: torch.Tensor) -> torch.Tensor:
+        total = total.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient
+
+
 def start(seed: int = 0) -> Lab:
     """Seed everything, choose preset and device, and print them.
 

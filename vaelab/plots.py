@@ -64,24 +64,29 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
-    """Lay (N, 1, h, w) images in [0, 1] out in rows of `columns`; the gaps are transparent.
+    """Lay images in [0, 1], grey (N, 1, h, w) or red, green, blue (N, 3, h, w), out in rows of `columns`.
 
     Returns:
-        (rows * (h + gap) - gap, columns * (w + gap) - gap, 2) float32: grey and opacity.
+        (rows * (h + gap) - gap, columns * (w + gap) - gap, channels + 1) float32: colour and opacity, 0 in the gaps.
+
+    Raises:
+        ValueError: images with another number of channels.
     """
-    count, _, h, w = images.shape
+    count, channels, h, w = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"images have {channels} channels; 1 (grey) or 3 (red, green, blue) can be shown")
     rows = -(-count // columns)
-    canvas = np.zeros((rows * (h + gap), columns * (w + gap), 2), dtype=np.float32)
+    canvas = np.zeros((rows * (h + gap), columns * (w + gap), channels + 1), dtype=np.float32)
     for i, image in enumerate(images.detach().cpu().clamp(0, 1).numpy()):
         top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
-        canvas[top : top + h, left : left + w] = np.stack([image[0], np.ones((h, w))], axis=-1)
+        canvas[top : top + h, left : left + w] = np.stack([*image, np.ones((h, w))], axis=-1)
     return canvas[:-gap, :-gap] if gap else canvas
 
 
 def image_grid(axes: Axes, images: Tensor, columns: int, title: str = "") -> None:
-    """Draw (N, 1, h, w) images in [0, 1] into axes, in rows of `columns`."""
-    grey, opacity = np.moveaxis(tile(images, columns), -1, 0)
-    axes.imshow(np.stack([grey, grey, grey, opacity], axis=-1), interpolation="nearest")
+    """Draw images in [0, 1], (N, 1, h, w) grey or (N, 3, h, w) in colour, into axes, in rows of `columns`."""
+    *colour, opacity = np.moveaxis(tile(images, columns), -1, 0)
+    axes.imshow(np.stack([*(colour if len(colour) == 3 else colour * 3), opacity], axis=-1), interpolation="nearest")
     axes.set_title(title)
     axes.set_axis_off()
 
@@ -187,10 +192,10 @@ def _enough_colours(series: Mapping) -> None:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Return images in [0, 1] as bytes, for small records: (N, 1, h, w) float -> (N, 1, h, w) uint8."""
+    """Return images in [0, 1] as bytes, for small records: (N, channels, h, w) float -> the same in uint8."""
     return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def from_uint8(images: np.ndarray) -> Tensor:
-    """Undo `to_uint8`: (N, 1, h, w) uint8 -> float32 in [0, 1]."""
+    """Undo `to_uint8`: (N, channels, h, w) uint8 -> float32 in [0, 1]."""
     return torch.from_numpy(images).float() / 255

@@ -7,10 +7,10 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from vaelab.divergences import at_least_single
-from vaelab.lab import several_processes
+from vaelab.lab import several_processes, sum_over_processes
 
 
 def reparametrise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -410,7 +410,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     x = x.flatten(0, -2)  # (..., n) -> (rows, n)
     total, count = x.sum(0), len(x)
     if several_processes():
-        sums = _AllReduce.apply(torch.cat([total, total.new_tensor([count])]))  # (n + 1,)
+        sums = sum_over_processes(torch.cat([total, total.new_tensor([count])]))  # (n + 1,)
         total, count = sums[:-1], sums[-1].item()
     if count < 2:
         raise ValueError(
@@ -419,20 +419,4 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
         )
     mean = total / count
     squares = (x - mean).pow(2).sum(0)
-    return mean, (_AllReduce.apply(squares) if several_processes() else squares) / count, count
-
-
-class _AllReduce(torch.autograd.Function):
-    """A sum over processes: each one's share of the loss depends on every one's input, so gradients add up as well."""
-
-    @staticmethod
-    def forward(ctx, total: Tensor) -> Tensor:
-        total = total.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        distributed.all_reduce(gradient)
-        return gradient
+    return mean, sum_over_processes(squares) / count, count

@@ -9,11 +9,13 @@ what every training needs: a progress bar, a history, a stop at the first NaN, c
     history = fit(step, steps=5000, state={"model": model, "optimiser": optimiser}, checkpoint="cvae.pt")
 
 Run the same lines again after a crash, and training goes on where the checkpoint stands, bit for bit.
+What else moves from step to step is part of the `state`, like the weight of a KL under a `BetaController`.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import random
 import signal
 import threading
@@ -321,3 +323,131 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# The weight of a KL
+
+
+class BetaController:
+    r"""Move the weight beta of a KL after every step, so that the KL comes to stand at a target.
+
+    The loss is F + beta K, with K in nats per latent dimension (their mean, not their sum). `update(K)` raises
+    beta while K is above the target T and lowers it below, then keeps it in [floor, ceiling]:
+
+    .. math::
+        \text{additive:} \quad \beta &\leftarrow \beta + \text{rate} \, (K - T) \\
+        \text{log:} \quad \ln\beta &\leftarrow \ln\beta + \text{rate} \, \mathrm{clip}(K / T - 1, -1, 1)
+
+    **Why the log rule keeps pace where the additive one cannot.** Both integrate the error. Additively that means
+    beta = beta_0 + rate * sum(K - T): it climbs only as far as K has been too large for long enough. Say
+    K = g / beta, with a pull g of the reconstruction that grows by e^r a step. The beta that is needed, g / T,
+    grows as fast, but the additive one only like sqrt(2 rate g / r), so that K grows, too, like
+    sqrt(g r / (2 rate)), without end. With g at rest it forgets an error in g / (rate T^2) steps: the larger the
+    pull, the slower. The log rule moves in relative units. It forgets in 1 / rate steps whatever g is, and under
+    growth K stands at T (1 + r / rate), as long as r is below the rate.
+
+    **Which rate.** For the log rule well above r, and at most 1 / (4 tau) where K takes tau steps to follow
+    beta: a faster one overshoots. So 0.1 suits an encoder that answers in two or three steps, 0.01 one that takes
+    25. An additive rate is in units of beta per nat, and no one value suits a whole training.
+
+    Args:
+        target: T, nats per latent dimension: at least 0; for the log rule positive.
+        beta: where it starts.
+        rate: beta per nat for the additive rule; for the log rule the longest step of ln beta. The clip binds
+            where K is above 2 T (as K >= 0, never below), so that no batch multiplies beta by more than e^rate.
+        rule: "additive" or "log".
+        floor: the smallest beta: at least 0; for the log rule positive, as a factor never moves a beta of 0.
+        ceiling: the largest beta; None: there is none.
+        smoothing: share of the past in a moving average that takes the place of K, in [0, 1), its start corrected
+            for as Adam does. It calms a noisy K and adds about 1 / (1 - smoothing) steps to tau.
+
+    Attributes:
+        beta: () float64, where the last K was (at first on the CPU), without gradient. Each update makes a new
+            tensor, so that the old one can stay in a graph or a history.
+
+    Raises:
+        ValueError: an argument outside what is said above.
+
+    Source: the additive rule is the dual gradient step of Peng et al. 2019 (arXiv 1810.00821). A weight steered by
+    feedback to a set KL is ControlVAE's idea (Shao et al. 2020, arXiv 2004.05988), there with a proportional term
+    and a bounded beta; a weight multiplied by the exponential of an error is GECO's (Rezende and Viola 2018,
+    arXiv 1810.00597), there for the reconstruction.
+
+    >>> controller = BetaController(target=0.1, rule="log")
+    >>> [round(controller.update(K).item(), 3) for K in (0.1, 0.2, 30.0)]  # ten times e^0, e^0.1, e^0.2
+    [10.0, 11.052, 12.214]
+    """
+
+    def __init__(
+        self,
+        target: float,
+        beta: float = 10.0,
+        rate: float = 0.1,
+        rule: str = "additive",
+        floor: float = 1e-3,
+        ceiling: float | None = None,
+        smoothing: float = 0.0,
+    ):
+        ceiling = math.inf if ceiling is None else ceiling
+        _check_rule(rule, target, floor)
+        _check_range("rate", rate, rate > 0, "be positive")
+        _check_range("smoothing", smoothing, 0 <= smoothing < 1, "lie in [0, 1)")
+        if not ceiling >= floor:
+            raise ValueError(f"ceiling is {ceiling}; it must be at least floor, which is {floor}, or None")
+        self.target, self.rate, self.rule = target, rate, rule
+        self.floor, self.ceiling, self.smoothing = floor, ceiling, smoothing
+        self.load_state_dict({"beta": beta, "average": 0.0, "updates": 0})
+
+    def update(self, kl: Tensor | float) -> Tensor:
+        """Move beta by the K of one step, () or a plain number, nats per latent dimension; return the new beta.
+
+        K is detached, and never looked at, so that a GPU costs no wait. If it is NaN or infinite, beta turns NaN
+        and stays so, past clip and bounds and on every device: `fit` then stops at the first term that went
+        wrong, and the checkpoint holds the last good beta. Where several processes train, pass the mean over all
+        of them, or their betas drift apart.
+
+        Raises:
+            ValueError: `kl` has axes.
+        """
+        K = torch.as_tensor(kl, dtype=torch.float64).detach()
+        if K.ndim:
+            raise ValueError(f"kl has shape {tuple(K.shape)}; it must be one number, (): take the mean")
+        self.updates += 1
+        self.average = self.smoothing * self.average.to(K.device) + (1 - self.smoothing) * K
+        moved = self._moved(self.beta.to(K.device), self.average / (1 - self.smoothing**self.updates))
+        self.beta = torch.where(K.isfinite(), moved.clamp(self.floor, self.ceiling), torch.nan)
+        return self.beta
+
+    def _moved(self, beta: Tensor, K: Tensor) -> Tensor:
+        if self.rule == "additive":
+            return beta + self.rate * (K - self.target)
+        return beta * torch.exp(self.rate * (K / self.target - 1).clamp(-1, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes while training: beta, the moving average of K, the number of updates."""
+        return {"beta": self.beta, "average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; target, rate, rule and bounds stay those of this controller.
+
+        Raises:
+            ValueError: its beta is not finite, or out of the bounds.
+        """
+        beta, average = (torch.as_tensor(saved[name], dtype=torch.float64) for name in ("beta", "average"))
+        fits = self.floor <= float(beta) <= self.ceiling
+        _check_range("beta", float(beta), fits, f"lie between floor and ceiling, {self.floor} and {self.ceiling}")
+        self.beta, self.average, self.updates = beta, average, int(saved["updates"])
+
+
+def _check_rule(rule: str, target: float, floor: float) -> None:
+    if rule not in ("additive", "log"):
+        raise ValueError(f"rule is {rule!r}; it must be 'additive' or 'log'")
+    positive = rule == "log"
+    allowed = "be positive for the log rule" if positive else "be at least 0"
+    for name, value in (("target", target), ("floor", floor)):
+        _check_range(name, value, value > 0 if positive else value >= 0, allowed)
+
+
+def _check_range(name: str, value: float, fits: bool, allowed: str) -> None:
+    if not (fits and math.isfinite(value)):
+        raise ValueError(f"{name} is {value}; it must {allowed}, and be finite")

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.browser
 PAGES = ["index", "making", "api", "references", *(path.stem for path in chapters())]
 NOT_OURS = ("THEBE_JS_URL", "invalid theme mode")  # noise of the theme, on every page, without effect
 PICTURE = "canvas"
+MOMENTUM = [path.stem for path in chapters() if "MomentumExplorer(" in path.read_text(encoding="utf-8")]
 
 
 def ours(errors: list[str]) -> list[str]:
@@ -119,4 +120,22 @@ def test_the_sliders_of_bn_vae_follow_the_keyboard(site, open_page):
     after = floor.inner_text(), moments.locator("path.vm-single").first.get_attribute("d")
     assert before[0] != after[0] and before[1] != after[1]
     assert moments.locator("dd.vm-aggregate").inner_text().startswith("1.000")  # whatever theta is
+    assert ours(opened.errors) == [] and opened.elsewhere == []
+
+
+@pytest.mark.parametrize("name", MOMENTUM)
+def test_the_momentum_slider_follows_the_keyboard(site, open_page, name):
+    opened = open_page((site / "book" / f"{name}.html").as_uri())
+    slider = opened.page.locator(".vo-slider").first
+    slider.scroll_into_view_if_needed()
+    gradient, line = slider.locator("dd.vo-gradient"), slider.locator("path.vo-kl-moving")
+    slider.get_by_role("slider", name="momentum m").press("Home")
+    opened.page.wait_for_timeout(100)
+    before = line.get_attribute("d")
+    assert gradient.inner_text() == "100%"
+    for _ in range(50):
+        opened.page.keyboard.press("ArrowRight")
+    opened.page.wait_for_timeout(100)
+    assert gradient.inner_text() == ("50%" if slider.get_by_role("radio", name="as written").is_checked() else "100%")
+    assert line.get_attribute("d") != before
     assert ours(opened.errors) == [] and opened.elsewhere == []

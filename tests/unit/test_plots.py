@@ -90,22 +90,37 @@ def test_a_figure_without_a_text_alternative_is_refused(displayed, alt):
 # Images
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("count, columns, gap", [(6, 3, 2), (5, 3, 2), (2, 3, 1), (4, 2, 0), (1, 1, 2)])
-def test_tile_lays_images_out_row_by_row_with_transparent_gaps(count, columns, gap):
+def test_tile_lays_images_out_row_by_row_with_transparent_gaps(count, columns, gap, channels):
     h, w = 4, 5
-    images = 0.1 + 0.8 * torch.rand(count, 1, h, w)
+    images = 0.1 + 0.8 * torch.rand(count, channels, h, w)
     canvas, rows = plots.tile(images, columns, gap), -(-count // columns)
-    assert canvas.shape == (rows * (h + gap) - gap, columns * (w + gap) - gap, 2) and canvas.dtype == np.float32
+    assert canvas.shape == (rows * (h + gap) - gap, columns * (w + gap) - gap, channels + 1)
+    assert canvas.dtype == np.float32
     expected = np.zeros_like(canvas)
     for i in range(count):
         y, x = i // columns * (h + gap), i % columns * (w + gap)
-        expected[y : y + h, x : x + w, 0], expected[y : y + h, x : x + w, 1] = images[i, 0], 1
+        expected[y : y + h, x : x + w, :-1] = images[i].permute(1, 2, 0)
+        expected[y : y + h, x : x + w, -1] = 1
     np.testing.assert_array_equal(canvas, expected)
 
 
 def test_tile_cuts_grey_off_at_black_and_white_and_takes_tensors_with_gradients():
     images = torch.tensor([-1.0, 2.0], requires_grad=True).view(1, 1, 1, 2)
     assert plots.tile(images, 1)[..., 0].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_neither_grey_nor_in_colour_are_refused(channels):
+    with pytest.raises(ValueError, match=f"images have {channels} channels; 1 .grey. or 3"):
+        plots.tile(torch.rand(2, channels, 4, 4), 2)
+
+
+def test_an_image_grid_draws_the_tiles_in_colour():
+    axes, images = plots.subplots()[1][0, 0], torch.rand(5, 3, 4, 4)
+    plots.image_grid(axes, images, 3)
+    np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), plots.tile(images, 3))
 
 
 def test_an_image_grid_draws_the_tiles():

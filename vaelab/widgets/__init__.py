@@ -8,6 +8,7 @@ from vaelab.widgets.base import Slider
 from vaelab.widgets.bound import BoundExplorer
 from vaelab.widgets.latent import LatentExplorer
 from vaelab.widgets.moment import MomentExplorer
+from vaelab.widgets.momentum import MomentumExplorer
 from vaelab.widgets.runs import Point, RunExplorer
 from vaelab.widgets.simplex import SimplexExplorer
 
@@ -16,6 +17,7 @@ __all__ = [
     "BoundExplorer",
     "LatentExplorer",
     "MomentExplorer",
+    "MomentumExplorer",
     "Point",
     "RunExplorer",
     "SimplexExplorer",
