@@ -17,9 +17,12 @@ Runs that share a seed are a pair. The verdict comes from the 95 % interval of t
 Without `control` the treatment's own values must lie above the threshold ("increases") or below it.
 "Not worse by more than 0.5" is a decrease with the threshold -0.5.
 
-Three fields are optional. `beside` names further chapters whose runs are compared with this one's. `seeds` says how
+Four fields are optional. `beside` names further chapters whose runs are compared with this one's. `seeds` says how
 many pairs the verdict needs (default 5). With `of = "stray"` what is compared is not the metric but how far it lies
 from its mean over the other seeds, summed over its entries: for a claim that seeds differ less.
+`artefact = { of = "the order of the frames", metric = "kl_shuffled" }` names what we suspect a claim to come from, and
+the same measurement without it: where the claim holds, but in none of its comparisons by that metric, the verdict is
+"an artefact of the order of the frames".
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ else:
     import tomli as tomllib
 
 HOLDS, FAILS, UNDECIDED, PARTLY = "holds", "does not hold", "undecided", "holds only for"
+ARTEFACT = "an artefact of"
 NOT_JUDGED = "not judged at preset smoke"
 _REQUIRED = ("id", "chapter", "source", "statement", "metric", "direction", "threshold", "compare")
 
@@ -60,6 +64,7 @@ class Claim(NamedTuple):
     seeds: int = 5  # how many pairs a verdict needs
     of: str = "value"  # or "stray": the distance from the mean of the other seeds
     beside: Sequence[str] = ()  # other chapters whose records it looks at
+    artefact: Mapping[str, str] | None = None  # "of": what it may come from; "metric": the same without that
 
 
 class Interval(NamedTuple):
@@ -89,12 +94,16 @@ class Verdict(NamedTuple):
     claim: Claim
     comparisons: list[Comparison]
     verdict: str
+    without: Sequence[Comparison] = ()  # the same, without what the claim may be an artefact of
 
     def _repr_markdown_(self) -> str:
         """Say it in a notebook."""
         lines = [f"**Claim {self.claim.id}** ({self.claim.source}): {self.claim.statement}", ""]
         compared = [(_words(c, self.comparisons), c) for c in self.comparisons]
         lines += [f"- {words}: {self.claim.metric} {c.difference:+.3g} → {c.verdict}" for words, c in compared]
+        for c in self.without:
+            without = f"{self.claim.artefact['metric']}, without {self.claim.artefact['of']}"
+            lines.append(f"- {_words(c, self.without)}: {without} {c.difference:+.3g} → {c.verdict}")
         return "\n".join([*lines, "", f"**Verdict: {self.verdict}**"])
 
 
@@ -152,6 +161,8 @@ def load(path: str | Path | None = None) -> dict[str, Claim]:
         decide(Interval(0, 0, 0, 2), entry["direction"])
         if entry.get("seeds", 2) < 2 or entry.get("of", "value") not in ("value", "stray"):
             raise ValueError(f"{path}: claim {entry['id']!r} needs seeds of 2 or more, and of 'value' or 'stray'")
+        if "artefact" in entry and set(entry["artefact"]) != {"of", "metric"}:
+            raise ValueError(f"{path}: the artefact of claim {entry['id']!r} must have `of` and `metric`, no more")
         claims[entry["id"]] = Claim(**entry)
     return claims
 
@@ -177,12 +188,16 @@ def judge(claim: Claim | str, records: Iterable[runs.Record] | None = None) -> V
     records = list(records)
     try:
         comparisons = [_compare(claim, pair, records) for pair in claim.compare]
+        removed = claim._replace(metric=claim.artefact["metric"]) if claim.artefact else None
+        without = [_compare(removed, pair, records) for pair in claim.compare] if removed else []
     except ValueError as error:
         raise ValueError(f"claim {claim.id}: {error}") from error
     verdict = combine([c.verdict for c in comparisons])
+    if verdict == HOLDS and without and all(c.verdict == FAILS for c in without):
+        verdict = f"{ARTEFACT} {claim.artefact['of']}"
     if verdict == PARTLY:
         verdict += " " + "; ".join(_words(c, comparisons) for c in comparisons if c.verdict == HOLDS)
-    return Verdict(claim, comparisons, verdict)
+    return Verdict(claim, comparisons, verdict, without)
 
 
 def combine(verdicts: Sequence[str]) -> str:
@@ -283,6 +298,9 @@ def table(verdicts: Iterable[Verdict]) -> str:
         seeds = min((c.difference.count for c in verdict.comparisons), default=0)
         said = f"**{claim.id}** {claim.statement} ({claim.source})".replace("|", r"\|")
         measured = "<br>".join(f"{_words(c, verdict.comparisons)}: {c.difference:+.3g}" for c in verdict.comparisons)
+        if verdict.without:
+            again = "<br>".join(f"{_words(c, verdict.without)}: {c.difference:+.3g}" for c in verdict.without)
+            measured += f"<br>without {claim.artefact['of']}, {claim.artefact['metric']}<br>{again}"
         lines.append(f"| {said} | {claim.metric}, {seeds} seeds<br>{measured} | **{verdict.verdict}** |")
     notes = [f"- {v.claim.id}: {v.claim.note}" for v in verdicts if v.claim.note]
     return "\n".join(lines + (["", "Notes", "", *notes] if notes else []))

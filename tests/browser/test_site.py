@@ -11,6 +11,7 @@ pytestmark = pytest.mark.browser
 PAGES = ["index", "making", "api", "references", *(path.stem for path in chapters())]
 NOT_OURS = ("THEBE_JS_URL", "invalid theme mode")  # noise of the theme, on every page, without effect
 PICTURE = "canvas"
+PARTS = ["part4", "part5_6", "part7"]
 MOMENTUM = [path.stem for path in chapters() if "MomentumExplorer(" in path.read_text(encoding="utf-8")]
 
 
@@ -39,7 +40,7 @@ def test_every_link_within_the_book_leads_somewhere(site, open_page, name):
     assert [link for link in local if link and not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["elbo", "day12", "day13", "day14", "day15", "kl_balancing", "bn_vae"])
+@pytest.mark.parametrize("name", ["elbo", "day12", "day13", "day14", "day15", "kl_balancing", "bn_vae", *PARTS])
 def test_mathematics_is_typeset(site, open_page, name):
     opened = open_page((site / "book" / f"{name}.html").as_uri())
     opened.page.wait_for_selector("mjx-container")

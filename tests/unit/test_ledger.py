@@ -389,3 +389,28 @@ def test_the_paired_difference_is_what_a_verdict_rests_on():
     records = runs_of(1.0)
     judged = judge(CLAIM, records).comparisons[0].difference
     assert judged == ledger.paired_difference(iter(records), CLAIM.metric, **CLAIM.compare[0])
+
+
+@pytest.mark.parametrize("shuffled, verdict", [
+    ({0: (1.0, 1.1), 1: (1.0, 0.9), 2: (1.0, 1.0)}, "an artefact of the order of the frames"),
+    ({0: (1.0, 3.1), 1: (1.0, 2.9), 2: (1.0, 3.0)}, "holds"),
+])  # fmt: skip
+def test_what_vanishes_without_its_suspected_cause_is_an_artefact_of_it(shuffled, verdict):
+    claim = Claim("b3", "part7", "Part 7", "Small momentum, large KL.", "kl", "increases", 0.5, [
+        {"control": {"name": "m 0.9"}, "treatment": {"name": "m 0"}}
+    ], seeds=3, artefact={"of": "the order of the frames", "metric": "kl_shuffled"})  # fmt: skip
+    records = []
+    for seed, pair in shuffled.items():
+        for name, kl, other in zip(("m 0.9", "m 0"), (1.0, 3.0 + seed / 10), pair):
+            records.append(Record({"name": name}, seed, {"kl": kl, "kl_shuffled": other}, {}))
+    judged = judge(claim, records)
+    assert judged.verdict == verdict
+    assert "without the order of the frames, kl_shuffled" in table([judged])
+    assert "kl_shuffled, without the order of the frames" in judged._repr_markdown_()
+
+
+def test_an_artefact_must_say_of_what_and_how_it_is_measured(tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_text(TOML.replace("[[claim]]", '[[claim]]\nartefact = { of = "x" }', 1))
+    with pytest.raises(ValueError, match="must have `of` and `metric`"):
+        ledger.load(path)
