@@ -29,6 +29,12 @@ def make(label: str) -> Point:
     return Point(X, curves, numbers, pictures, None if label == "never" else 100 * start)
 
 
+def in_colour(label: str) -> Point:
+    """The same run, with three pictures whose red, green and blue differ."""
+    pictures = np.linspace(0, 1, 3 * 3 * 4 * 2).reshape(3, 3, 4, 2) ** (KNOB.index(label) + 1)
+    return make(label)._replace(pictures=pictures)
+
+
 def explorer(recorded: list[str] = KNOB, **options: object) -> RunExplorer:
     return RunExplorer({label: make(label) for label in recorded}, candidates=KNOB, mark_label="until here", **options)
 
@@ -46,6 +52,22 @@ def test_points_survive_the_journey():
         np.testing.assert_allclose(kept.pictures, made.pictures, atol=0.5 / 255 + 1e-9)
         assert kept.mark == made.mark
     json.dumps(saved_state(shown), allow_nan=False)  # no browser reads NaN
+
+
+def test_colour_and_ink_survive_the_journey_side_by_side():
+    points = {"500": in_colour("500"), "never": make("never"), "20": make("20")._replace(pictures=None)}
+    shown = RunExplorer(points)
+    kept = {label: shown.point(label).pictures for label in points}
+    assert kept["500"].shape == (3, 3, 4, 2) and kept["never"].shape == (2, 4, 3) and kept["20"] is None
+    for label in ("500", "never"):
+        np.testing.assert_allclose(kept[label], points[label].pictures, atol=0.5 / 255 + 1e-9)
+    assert len(shown.runs["500"]["pictures"]) == 3 * 3 * 4 * 2  # a byte for each
+    one = RunExplorer({"a": make("never")._replace(pictures=np.full((1, 3, 2), 0.5))})
+    assert one.point("a").pictures.shape == (1, 3, 2)  # of height 3, not in three colours
+    frames = np.arange(18 * 3 * 33 * 33, dtype=np.uint8).reshape(18, 3, 33, 33)
+    again = RunExplorer({"a": make("never")._replace(pictures=frames / 255)}, columns=6).point("a").pictures
+    np.testing.assert_array_equal(np.round(255 * again), frames)
+    json.dumps(saved_state(shown), allow_nan=False)
 
 
 def test_asking_trains_a_point():
@@ -102,7 +124,17 @@ def test_without_train_it_says_so():
         ({"x": [0.0, math.nan]}, r"points\['a'\].x must hold"),
         ({"curves": {}}, r"points\['a'\].curves must hold at least one line"),
         ({"curves": {"KL": [1.0]}}, r"points\['a'\].curves\['KL'\] must have x's shape \(2,\), got \(1,\)"),
-        ({"pictures": np.zeros((2, 2))}, r"points\['a'\].pictures must be \(N, height, width\) in \[0, 1\]"),
+        (
+            {"pictures": np.zeros((2, 2))},
+            r"points\['a'\].pictures must be \(N, height, width\) or, in colour, \(N, 3, height, width\), with values "
+            r"in \[0, 1\], got shape \(2, 2\)",
+        ),
+        ({"pictures": np.zeros((2, 4, 5, 3))}, r"pictures must be .*, got shape \(2, 4, 5, 3\)"),
+        ({"pictures": np.zeros((2, 1, 4, 5))}, r"pictures must be .*, got shape \(2, 1, 4, 5\)"),
+        ({"pictures": np.zeros((1, 2, 3, 4, 5))}, r"pictures must be .*, got shape"),
+        ({"pictures": np.zeros((0, 3, 4, 5))}, r"pictures must be .*, got shape \(0, 3, 4, 5\)"),
+        ({"pictures": np.full((1, 3, 2, 2), 255)}, r"pictures must be .* with values from 255 to 255"),
+        ({"pictures": np.full((1, 3, 2, 2), -0.1)}, r"pictures must be .* with values from -0.1 to -0.1"),
         ({"pictures": np.full((1, 2, 2), 1.5)}, r"points\['a'\].pictures must be"),
         ({"pictures": np.full((1, 2, 2), math.nan)}, r"points\['a'\].pictures must be"),
     ],
@@ -122,6 +154,9 @@ def test_it_names_what_is_wrong_with_a_point(change, message):
         ({"candidates": ["a", "b", "b"]}, "candidates must be different"),
         ({"candidates": ["a", ""]}, "candidates must be different strings that are not empty"),
         ({"candidates": ["a", 5]}, "candidates must be different strings"),
+        ({"columns": 0}, "columns must be a whole number from 1 to 10, or None, got 0"),
+        ({"columns": 11}, "columns must be a whole number"),
+        ({"columns": 6.0}, "columns must be a whole number"),
     ],
 )
 def test_it_names_what_is_wrong(arguments, message):
@@ -186,6 +221,55 @@ def test_a_move_changes_lines_numbers_and_pictures_but_not_the_axes(shown):
     assert "top ends at" in page.get_by_role("img").first.get_attribute("aria-label")
     assert page.locator(".vr-ask").is_hidden()  # all is recorded
     assert (opened.errors, opened.elsewhere) == ([], [])
+
+
+def pixels(page) -> np.ndarray:
+    """All pictures of the page as they are drawn, before any filter: (N, pixels, 4)."""
+    settle(page)
+    read = """(canvases) => canvases.map((c) =>
+        Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data))"""
+    drawn = page.locator(".vr-row canvas").evaluate_all(read)
+    return np.array(drawn).reshape(len(drawn), -1, 4)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_colours_stay_what_they_are_and_ink_follows_the_page(shown, dark):
+    points = {"500": in_colour("500"), "never": make("never"), "1000": in_colour("1000")}
+    opened = shown(RunExplorer(points), dark=dark)
+    page, filters = opened.page, []
+    for label, point in points.items():
+        drawn = pixels(page)
+        if label == "never":
+            assert drawn[..., :3].max() == 0
+            np.testing.assert_allclose(drawn[..., 3], 255 * point.pictures.reshape(2, 12), atol=1)
+        else:
+            assert drawn[..., 3].min() == 255
+            expected = np.round(255 * point.pictures.reshape(3, 3, 8)).transpose(0, 2, 1)  # (N, pixels, channels)
+            np.testing.assert_array_equal(drawn[..., :3], expected)
+        canvases = page.locator(".vr-row canvas")
+        filters.append(canvases.first.evaluate("(canvas) => getComputedStyle(canvas).filter"))
+        names = [canvas.get_attribute("aria-label") for canvas in canvases.all()]
+        assert names == [f"Samples, {i + 1} of {len(point.pictures)}" for i in range(len(point.pictures))]
+        page.get_by_role("slider").press("ArrowRight")
+    assert filters == ["none", "invert(1)" if dark else "none", "none"]
+    assert (opened.errors, opened.elsewhere) == ([], [])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("columns", [None, 6])
+def test_rows_are_as_long_as_they_are_asked_to_be_on_any_screen(shown, columns, width):
+    frames = np.random.default_rng(0).uniform(size=(17, 3, 33, 33))
+    page = shown(RunExplorer({"a": make("never")._replace(pictures=frames)}, columns=columns), width=width).page
+    assert_controls_fit(page, width)
+    canvases = page.locator(".vr-row canvas")
+    corners = [(box["x"], box["y"]) for box in (canvas.bounding_box() for canvas in canvases.all())]
+    row = columns or (10 if width == 1280 else 5)
+    xs, ys = (sorted(set(places)) for places in zip(*corners))
+    assert corners == [(xs[i % row], ys[i // row]) for i in range(17)]
+    last = canvases.last.get_attribute("aria-label")
+    assert last == ("Samples, row 3 of 3, 5 of 5" if columns else "Samples, 17 of 17")
 
 
 @pytest.mark.browser

@@ -54,8 +54,9 @@ const STYLE = `
   display: grid; grid-template-columns: repeat(var(--vs-columns), minmax(0, 5rem)); gap: 0.375rem;
 }
 .vaelab-slider .vr-row canvas { border: 1px solid var(--vs-line); border-radius: 0.25rem; }
+.vaelab-slider .vr-row canvas.vr-colour { filter: none; }   /* dark pages invert ink, not colour */
 @container (max-width: 30rem) {
-  .vaelab-slider .vr-row { grid-template-columns: repeat(min(5, var(--vs-columns)), minmax(0, 5rem)); }
+  .vaelab-slider .vr-row { grid-template-columns: repeat(var(--vs-narrow), minmax(0, 5rem)); }
 }
 `;
 
@@ -74,10 +75,11 @@ function openRun({ x, curves, numbers, pictures, shape, mark }) {
   };
 }
 
-function cutPictures(view, [count, height, width]) {
-  const size = height * width;
-  return Array.from({ length: count }, (_, i) => ({ height, width,
-    pixels: Float32Array.from(new Uint8Array(view.buffer, view.byteOffset + i * size, size), (byte) => byte / 255) }));
+/** Each picture's bytes, row by row: of its ink, or, in colour, three planes, red, green and blue. */
+function cutPictures(view, shape) {
+  const [height, width] = shape.slice(-2), colour = shape.length === 4, size = (colour ? 3 : 1) * height * width;
+  return Array.from({ length: shape[0] }, (_, i) => ({ height, width, colour,
+    bytes: new Uint8Array(view.buffer, view.byteOffset + i * size, size) }));
 }
 
 /** All names that any run has, in order of appearance. */
@@ -303,9 +305,31 @@ function numberTable() {
   return { root, open, set };
 }
 
-/** The pictures of the run, in a row. Returns {root, open, set}. */
+/** Draw one picture on its canvas. Ink takes the page's colour, and red, green and blue stay what they are. */
+function drawPicture(canvas, { height, width, colour, bytes }, description) {
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  canvas.classList.toggle("vr-colour", colour);
+  if (!colour) return drawInk(canvas, Float32Array.from(bytes, (byte) => byte / 255), description);
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height), size = height * width;
+  for (let i = 0; i < size; i++) {
+    for (let plane = 0; plane < 3; plane++) image.data[4 * i + plane] = bytes[plane * size + i];
+    image.data[4 * i + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  canvas.setAttribute("aria-label", description);
+}
+
+/** What a picture is called: by its row, too, where the rows are the author's. */
+function pictureName(title, i, count, columns) {
+  if (!columns) return `${title}, ${i + 1} of ${count}`;
+  const row = Math.floor(i / columns) + 1, rows = Math.ceil(count / columns);
+  return `${title}, row ${row} of ${rows}, ${i % columns + 1} of ${Math.min(columns, count - (row - 1) * columns)}`;
+}
+
+/** The pictures of the run, in rows. Returns {root, open, set}. */
 function pictureRow(model) {
   const row = element("div", { className: "vr-row" }), title = model.get("picture_label");
+  const columns = model.get("columns");
   const root = element("div", { className: "vr-pictures" }, element("p", {}, title), row);
   const open = ({ byLabel }) => {
     root.style.display = [...byLabel.values()].some((run) => run.pictures.length) ? "" : "none";
@@ -314,14 +338,12 @@ function pictureRow(model) {
     const pictures = run ? run.pictures : [];
     root.style.visibility = pictures.length ? "" : "hidden";   // its place stays: nothing below may jump
     if (!pictures.length) return;
-    row.style.setProperty("--vs-columns", Math.min(pictures.length, 10));
+    row.style.setProperty("--vs-columns", columns || Math.min(pictures.length, 10));
+    row.style.setProperty("--vs-narrow", columns || Math.min(pictures.length, 5));
     while (row.children.length > pictures.length) row.lastChild.remove();
     while (row.children.length < pictures.length) row.append(pictureCanvas(1));
-    pictures.forEach(({ height, width, pixels }, i) => {
-      const canvas = row.children[i];
-      if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-      drawInk(canvas, pixels, `${title}, ${i + 1} of ${pictures.length}`);
-    });
+    pictures.forEach((picture, i) =>
+      drawPicture(row.children[i], picture, pictureName(title, i, pictures.length, columns)));
   };
   return { root, open, set };
 }

@@ -26,7 +26,7 @@ class Point(NamedTuple):
     x: np.ndarray  # (k,) finite, where the curves were measured
     curves: Mapping[str, np.ndarray]  # name -> (k,)
     numbers: Mapping[str, float] = {}  # a table's row, by name
-    pictures: np.ndarray | None = None  # (N, height, width), ink in [0, 1]
+    pictures: np.ndarray | None = None  # (N, height, width), ink, or (N, 3, height, width), red green blue; in [0, 1]
     mark: float | None = None  # where a vertical line stands on the x axis
 
 
@@ -43,6 +43,7 @@ class RunExplorer(Slider):
         log_y: Whether the y axis is logarithmic; what is not positive then lies on its floor.
         mark_label: What stands at each point's mark.
         picture_label: What stands over the pictures.
+        columns: How many pictures stand side by side, 1 to 10, on any screen. None: up to 10, on narrow screens 5.
         train: Maps the label of a candidate to its point; called in the kernel, when the reader asks.
         candidates: All labels along the knob in order, recorded or not. None: those of points.
         alt: A description for who cannot see the figure.
@@ -55,7 +56,8 @@ class RunExplorer(Slider):
 
     Raises:
         ValueError: When points is empty or a point's arrays do not fit each other; when candidates repeat a label,
-            are empty strings or lack a recorded label; when label or asked is none of labels.
+            are empty strings or lack a recorded label; when columns is not one of 1 to 10; when label or asked is none
+            of labels.
 
     >>> explorer = RunExplorer({"0": Point([0, 1, 2], {"KL": [4, 2, 1]})}, candidates=["0", "500"])
     >>> explorer.labels, explorer.point("0").curves["KL"]
@@ -77,6 +79,7 @@ class RunExplorer(Slider):
     log_y = traitlets.Bool(False).tag(sync=True)
     mark_label = traitlets.Unicode().tag(sync=True)
     picture_label = traitlets.Unicode().tag(sync=True)
+    columns = traitlets.Int(None, allow_none=True).tag(sync=True)
 
     def __init__(
         self,
@@ -90,9 +93,12 @@ class RunExplorer(Slider):
         train: Callable[[str], Point] | None = None,
         candidates: Sequence[str] | None = None,
         alt: str = ALT,
+        columns: int | None = None,
     ) -> None:
         if not points:
             raise ValueError("points must hold at least one recorded point, got none")
+        if columns is not None and not (isinstance(columns, int) and 1 <= columns <= 10):
+            raise ValueError(f"columns must be a whole number from 1 to 10, or None, got {columns!r}")
         labels = _checked_labels(points, candidates)
         self._train = train
         super().__init__(
@@ -106,6 +112,7 @@ class RunExplorer(Slider):
             log_y=log_y,
             mark_label=mark_label,
             picture_label=picture_label,
+            columns=columns,
             alt=alt,
         )
 
@@ -208,13 +215,17 @@ def _pack(label: str, point: Point) -> dict:
 
 
 def _pack_pictures(label: str, pictures: np.ndarray | None) -> tuple[bytes | None, list[int]]:
-    """Return a byte for each pixel, and (N, height, width); neither where there are none."""
+    """Return a byte for each number, and the shape, which tells ink from colour; neither where there are none."""
     if pictures is None:
         return None, []
-    ink = np.asarray(pictures, dtype=float)
-    if ink.ndim != 3 or not ink.size or not (ink.min() >= 0 and ink.max() <= 1):
-        raise ValueError(f"points[{label!r}].pictures must be (N, height, width) in [0, 1], got shape {ink.shape}")
-    return np.round(255 * ink).astype(np.uint8).tobytes(), list(ink.shape)
+    values = np.asarray(pictures, dtype=float)
+    low, high = (values.min(), values.max()) if values.size else (math.nan, math.nan)
+    if not (values.ndim == 3 or values.ndim == 4 and values.shape[1] == 3) or not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"points[{label!r}].pictures must be (N, height, width) or, in colour, (N, 3, height, width), with values "
+            f"in [0, 1], got shape {values.shape} with values from {low:g} to {high:g}"
+        )
+    return np.round(255 * values).astype(np.uint8).tobytes(), list(values.shape)
 
 
 def _span(values: np.ndarray) -> tuple[float, float]:
