@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/balancing.py
 	$(BIN)/python benchmarks/expectation.py
 	$(BIN)/python benchmarks/posterior.py
+	$(BIN)/python benchmarks/order.py
 
 clean:
 	rm -rf _build

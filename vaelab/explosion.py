@@ -6,7 +6,9 @@ pictures that the chapters' records hold::
     record = experiment(Setup(kl="batch", target=0.1), seed=0)
     record["psnr_mu"], record["curve_kl"]
 
-Everything is measured in evaluation mode, on frames that were not trained on.
+A record's numbers come from three places. `measure` looks at the trained model in evaluation mode on test frames,
+which nothing was chosen on. `look`, while it trains, in evaluation mode on frames left for choosing: `seen_...`. And
+`course` and `curves` sum up the terms of the training batches themselves, in training mode: `..._end`, `curve_...`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Setup(NamedTuple):
     hidden: int = 64
     trunk: str = "linear"
     # for how long
-    clips: int = 640
+    clips: int = 640  # at most: 64 of the 640 are left for choosing
     batch: int = 32
     steps: int = 1200
     rate: float = 1e-3
@@ -55,7 +57,7 @@ class Setup(NamedTuple):
     # the KL and its price
     kl: str = "single"  # "single", "batch", "batch norm"
     momentum: float = 0.0  # of "batch"
-    as_written: bool = True  # "batch": the seed's version, or the corrected one
+    as_written: bool = True  # "batch": the write-up's version, or the corrected one
     affine: bool = True  # of "batch norm"
     beta: float = 1.0  # fixed, or where the controller starts
     target: float | None = None  # nats per latent dimension; None: beta stays fixed
@@ -103,7 +105,10 @@ class Frames(NamedTuple):
 
 
 def frames(setup: Setup) -> Frames:
-    """Return the frames of a setup: of the 640 clips to train on, the last 64 are left for choosing."""
+    """Return the frames of a setup: of the 640 clips to train on, the last 64 are left for choosing.
+
+    So 576 are trained on at most, however many the setup asks for.
+    """
     ink = data.load("ink", size=setup.size)
     train, test = (vae_gan.check_frames(2 * split.images - 1) for split in (ink.train, ink.test))
     kept = len(train) - 64 * FRAMES
@@ -192,7 +197,8 @@ def codes(model: VAEGAN, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def gradients(model: VAEGAN, x: Tensor) -> dict[str, float]:
     """Return how strongly F and K pull at the encoder, and what the trunk does to an image.
 
-    `pull_features`, `pull_kl`: norms of the gradients of F and of K with respect to the encoder's parameters.
+    `pull_features`, `pull_kl`: norms of the gradients of F and of the KL of single posteriors, whatever KL is paid
+    for, with respect to the encoder's parameters; neither times its weight, so beta times `pull_kl` is the price's.
     `cosine`: of the gradient of F with that of the pixel error, both with respect to the reconstruction.
     `gain`: F over the pixel error.
     `amplified`: mean squared change of an entry of phi where white noise of variance 0.01 is added to real images,
@@ -253,7 +259,8 @@ def looks(images: Tensor) -> Tensor:
     """Describe frames for a Fréchet distance: (N, 3, h, w) -> (N, 100), colours and edges on a grid of 5 x 5.
 
     There is no classifier of frames to borrow features from, and these say what they see: the mean colour of each
-    field (75), and how much brightness changes from pixel to pixel in it (25). Distances are in squared grey levels.
+    field (75), and how much brightness changes from pixel to pixel in it (25). Distances are squared, in units of
+    the frames, which reach from -1 to 1.
     """
     colour = F.adaptive_avg_pool2d(images, 5).flatten(1)  # (N, 75)
     grey = images.mean(1, keepdim=True)
@@ -263,7 +270,27 @@ def looks(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(model: VAEGAN, images: Frames) -> dict[str, float]:
-    """Return what is said of a trained model: all of it on test frames, in evaluation mode."""
+    """Return what is said of a trained model: on test frames, in evaluation mode.
+
+    `pixels_z`, `pixels_mu`: mean squared pixel error of reconstructions from drawn codes, from their centres;
+    `psnr_z`, `psnr_mu`: the same in dB; `sampling_cost`: what drawing costs, dB; `pixels_mean_image`: the pixel error
+    of the mean training frame. `features`: F, from drawn codes; `gain`: F over `pixels_z`.
+
+    `kl_single`: nats per latent dimension, 0 for codes without noise; `sigma`: mean standard deviation of the
+    posteriors; `mu_rms`; `drift`: the cloud's distance from the origin over its size; `information`: nats in all, see
+    `metrics.latent_information`. Then `batch_kl_three_ways`, and `normality_...`, the fields of
+    `metrics.NormalityReport`, both of drawn codes. Frames of a clip are alike, so fewer codes count than there are:
+    exactly normal codes with 0.8 of their variance between 64 clips of 32 frames, 64 dimensions, have a
+    `normality_kl` of 0.01, a `normality_kl_covariance` of 0.18, and a `normality_correlation_rms` of 0.10.
+
+    `frechet_recon`, `frechet_prior`, `frechet_fitted`: Fréchet distances of `looks` to those of test frames, of
+    reconstructions from centres, of codes from the prior, and from a Gaussian fitted to the drawn codes;
+    `fake_spread`: how varied the second are, real frames 1.
+
+    `real_train`, `real_test`, `drawn_train`, `drawn_test`: the discriminator's losses, nats per image; `overfit`:
+    the second less the first. `probe`: share of frames whose hue, of eight, a linear probe of the centres finds,
+    fitted on one half of the test clips and asked about the other.
+    """
     model.eval()
     x, labels = images.test
     mu, logvar, z = codes(model, x)
@@ -315,6 +342,10 @@ def batch_kl_three_ways(model: VAEGAN, z: Tensor) -> dict[str, float]:
     `whole`: all at once, less the bias of a finite batch. `own`: 16 neighbours, with m of the moments those of
     training, where the model has such. `excess`: -1/2 ln(1 - rho), with rho the share of a dimension's variance that
     lies between batches of neighbours: what their batch KL must exceed that of all codes by.
+
+    `excess_error`: by how much `clips` differs from `whole` + `excess` + the bias of 16 independent codes. That is
+    only nearly the law: the bias of the mean is a share 1 - rho of what is added, so up to 1/32 nat too much is, and
+    where some batches are wider than others, or neighbours resemble each other, the logarithm takes more.
     """
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)).to(z.device)
     neighbours, mixed = z.split(LIKE_AUTHOR), z[order].split(LIKE_AUTHOR)
@@ -386,7 +417,12 @@ def course(trained: Trained, setup: Setup) -> dict[str, float]:
     """Say in numbers how training went: where terms ended, by how much they grew, how well the target was kept.
 
     `..._end`: mean over the last tenth. `..._growth`, `..._late`: logarithm of that over the mean around a tenth, and
-    around half, of training; 0 where the term is 0. `miss`: K at the end over its target, less 1.
+    around half, of training; 0 where the term is 0. `gained`: F over the pixel error. `miss`: K at the end over its
+    target, less 1. `features_against_pixels`: correlation of the logarithms of F and the pixel error over training.
+
+    `identity_error`: by how much the last additive beta differs from beta_0 + rate * sum(K - target), which it equals
+    unless the floor was reached; `beta_least` tells. `fake_fall`: variety of the fixed fakes at the end over its
+    highest. `sigma_spread_early`: standard deviation of ln sigma after a tenth of training.
     """
     terms = {name: series.astype(np.float64) for name, series in trained.history.terms.items()}
     terms["discriminator"], terms["gained"] = terms["real"] + terms["drawn"], terms["features"] / terms["pixels"]
@@ -435,7 +471,12 @@ def _spread_of_histogram(shares: np.ndarray) -> float:
 
 
 def experiment(setup: Setup, seed: int) -> dict[str, object]:
-    """Train a setup from a seed and return its record: numbers, curves over training, pictures from seed 0."""
+    """Train a setup from a seed and return its record.
+
+    Numbers by `measure` and `course`; `curve_<term>` by `curves`, (40,) for every field of `vae_gan.Terms`;
+    `seen_<name>` by `look` and `gradients`, (8, ...), at `MOMENTS`, pictures of fixed codes only for seed 0 with prior
+    fakes; `shown`, from seed 0 alone.
+    """
     images = frames(setup)
     trained = train(setup, seed, images)
     pictures = {} if seed else {"shown": shown(trained.model, images.test.images)}

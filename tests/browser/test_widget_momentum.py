@@ -172,19 +172,33 @@ def test_the_note_says_what_the_setting_shows(shown):
 
     slider = {trait: page.get_by_role("slider", name=name, exact=True) for trait, name in SLIDERS.items()}
     assert says("Only 10% of the gradient", "10 times as large", "starts from the prior", "by up to 0.27")
-    slider["rho"].fill("0.8")
+    slider["momentum"].fill("0.4")
+    assert says("60% of the gradient", "1.7 times as large", "from 149 independent codes, which alone makes it 0.007")
+    assert "Only" not in note.inner_text()
+    slider["momentum"].fill("0.5")
+    assert says("Only 50% of the gradient", "must be 2 times as large")
+    slider["batch_size"].press("Home")
+    assert says("as from only 24 independent codes.")
+    assert page.locator("dd.vo-effective").inner_text() == page.locator("dd.vo-independent").inner_text() == "24 codes"
+    for trait, value in {"momentum": 0.95, "batch_size": 8, "rho": 0.05}.items():
+        slider[trait].fill(str(value))
+    assert says("from 231 independent codes.")  # not with the bias of 312, the effective batch
+    for trait, value in {"momentum": 0.9, "batch_size": 64, "rho": 0.8}.items():
+        slider[trait].fill(str(value))
     variance = MomentumExplorer(rho=0.8).stream().variance[-1]
-    assert says(f"keeps that: {variance:.2f} at the last step", "K is too high", "noisy")
+    assert says(f"keeps that: {variance:.2f} at the last step", "This alone makes K too high", "from only 23.7")
     page.get_by_role("radio", name="as written").press("ArrowRight")
     variance = MomentumExplorer(rho=0.8, as_written=False).stream().variance[-1]
     assert says("the whole batch’s", f"differ: the variance is {variance:.2f} at the last step", "weight collected")
     assert "too high" not in note.inner_text() and "Only" not in note.inner_text()
+    slider["momentum"].fill("0.2")
+    assert says("A memory of 1.3 steps sees little of how the batches’ means differ")
     slider["momentum"].press("Home")
     assert says("Without momentum", "0.80 nats too high on average")
     slider["rho"].press("Home")
     slider["drift"].press("Home")
     slider["momentum"].press("End")
-    assert says("certain as from 12736 independent codes.")
+    assert says("noisy as from 12736 independent codes.")
     assert "trails" not in note.inner_text() and "clips" not in note.inner_text()
     slider["drift"].press("End")
     assert says("99 steps old in the long run", "counts as variance")

@@ -57,7 +57,7 @@ class BatchPoint(nn.Module):
     """The KL of the batch's moments: nothing holds a single posterior, only all of them together.
 
     Args:
-        batch_kl: what the drawn codes are given to; the seed's version takes codes, not (mu, logvar).
+        batch_kl: what the drawn codes are given to, as the write-up does: codes, not (mu, logvar).
     """
 
     def __init__(self, batch_kl: BatchKL):
@@ -163,6 +163,9 @@ class Decoder(nn.Module):
     Args:
         widths: channels of the smallest map and after each of the first two doublings.
 
+    Raises:
+        ValueError: a size that three halvings do not take to a whole number.
+
     Two departures from the write-up's. It normalises each image by itself (instance norm), which takes the image's
     mean colour away: here it is the batch. It doubles by transposed convolutions, twice as slow here as convolving
     first and interleaving then (Shi et al. 2016).
@@ -194,12 +197,16 @@ class Discriminator(nn.Module):
         widths: channels of the trunk's layers; the first three halve the side.
         trunk: "linear" is the write-up's: convolutions alone, so phi is an affine function of the pixels and F a
             learned quadratic form of the pixel error, with a scale that is free. "leaky" puts a LeakyReLU after
-            each. "spectral" also divides each layer, the head's too, by its largest singular value, so that the
-            scale is bounded. "batch norm" normalises phi at the end, of each batch by its own statistics.
+            each. "spectral" also divides each weight, the head's too, by its largest singular value, a kernel
+            taken as a matrix (channels out, channels in * 25) as in Miyato et al. 2018, so that the scale is
+            bounded, if not by 1. "batch norm" normalises phi at the end: in training each batch, of real images
+            or of drawn ones, by its own statistics, in evaluation mode both by those of all batches.
             "real norm" leaves phi alone but has `match` divide by the variance of the real images' features.
+        hidden: width of the head's hidden layer. The head bends with ReLUs; where the trunk is "leaky" or
+            "spectral", with LeakyReLUs.
 
     Raises:
-        ValueError: unknown trunk.
+        ValueError: an unknown trunk, or a size that three halvings do not take to a whole number.
     """
 
     def __init__(
@@ -227,7 +234,11 @@ class Discriminator(nn.Module):
         return Judged(features, self.head(features))
 
     def match(self, real: Tensor, drawn: Tensor) -> Tensor:
-        """Return F, the mean squared difference of two maps of features (N, C, h, w), over all their entries."""
+        """Return F, the mean squared difference of two maps of features (N, C, h, w), over all their entries.
+
+        For the trunk "real norm" each channel's differences are divided by the variance of `real` there, over
+        images and places, through which no gradient flows: then F does not know the scale of phi.
+        """
         if self.kind != "real norm":
             return (drawn - real).pow(2).mean()
         variance = real.detach().var((0, 2, 3), keepdim=True)  # (1, C, 1, 1)
@@ -272,9 +283,9 @@ class Terms(NamedTuple):
 
     kl: Tensor  # K, the KL that is paid for; 0 where none is
     beta: Tensor  # its price at this step
-    single: Tensor  # mean KL of the single posteriors; 0 for codes without noise
-    moments: Tensor  # KL of the batch's own moments, by the seed's formula without a moving average
-    sigma: Tensor  # mean standard deviation of the posteriors; 0 for codes without noise
+    single: Tensor  # mean KL of the single posteriors; of no meaning for `BatchNormCode`, which does not use them
+    moments: Tensor  # KL of the batch's own moments, by the write-up's formula without a moving average
+    sigma: Tensor  # mean standard deviation of the posteriors; of no meaning for `BatchNormCode`
     features: Tensor  # F, a mean over entries
     pixels: Tensor  # mean squared error on [-1, 1]
     real: Tensor  # the discriminator's loss on real images
@@ -429,7 +440,8 @@ def alternate(
         recipe: None takes `Recipe()`.
         order: "together" passes each network once and takes all gradients at the same parameters. "author" is the
             write-up's: losses one after the other, each from fresh passes, the network moved before the next;
-            three Adam steps for the discriminator, two for the others, four passes of the encoder.
+            with prior fakes three steps for discriminator and decoder and two for the encoder, without them two
+            for each; three passes of the encoder.
 
     Raises:
         ValueError: unknown order, or a recipe that cannot be followed.
@@ -474,7 +486,7 @@ def stages(model: VAEGAN, x: Tensor, beta: Tensor | float, recipe: Recipe) -> It
     """Yield the author's losses in the author's order.
 
     Each is computed, from fresh passes and fresh noise, when it is asked for, so that it sees the networks as the
-    ones before it left them. Source: the write-ups, put into words by section 1.3 of our notes on them: no code.
+    ones before it left them. Source: the order is that of the write-ups; none of their code is used.
     """
     d = model.discriminator
     real = _seen_real(recipe, d(x).logits)

@@ -202,11 +202,15 @@ function momentumPlot() {
 
 // ---------------------------------------------------------------- read-outs and controls
 
+/** A number of codes, which need not be whole. */
+function countOf(codes) {
+  return formatNumber(codes, codes < 100 ? 1 : 0).replace(/\.0$/, "");
+}
+
 /** All numbers as text. */
 function written({ effective, independent, bias, excess, gradient, memory, lag, final, error }) {
   return {
-    effective: `${formatNumber(effective, 0)} codes`,
-    independent: `${formatNumber(independent, independent < 100 ? 1 : 0)} codes`,
+    effective: `${countOf(effective)} codes`, independent: `${countOf(independent)} codes`,
     bias: `${formatNumber(bias, 5)} nats`, excess: `${formatNumber(excess, 3)} nats`,
     gradient: `${formatNumber(100 * gradient, 0)}%`,
     memory: `${formatNumber(memory, 1)} and ${formatNumber(lag, 1)} steps`,
@@ -249,26 +253,28 @@ function verdict(setting, numbers, track) {
 function aboutGradient({ momentum: m, as_written }) {
   if (m === 0) return "Without momentum each batch stands by itself, and all of its gradient flows.";
   if (!as_written) return "The value is the moving average’s, the gradient the whole batch’s.";
-  const times = formatNumber(1 / (1 - m), m < 0.9 ? 1 : 0);
-  return `Only ${formatNumber(100 * (1 - m), 0)}% of the gradient flows: for the same pull, β must be ` +
-    `${times} times as large.`;
+  const times = formatNumber(1 / (1 - m), m < 0.1 ? 2 : m < 0.9 ? 1 : 0).replace(/\.0$/, "");
+  return `${m < 0.5 ? "" : "Only "}${formatNumber(100 * (1 - m), 0)}% of the gradient flows: for the same pull, ` +
+    `β must be ${times} times as large.`;
 }
 
 function aboutStart({ momentum: m, drift, as_written }, { memory }) {
   if (m < 0.5 || drift < 0.25) return "";
   return as_written
     ? `The average starts from the prior’s moments, so for some ${formatNumber(memory, 0)} steps K says too little.`
-    : "The first steps are divided by the weight collected so far, so K starts where the batches are.";
+    : "The averages are divided by the weight collected so far, so K starts where the batches are.";
 }
 
-function aboutClips({ momentum: m, rho, as_written }, { excess }, { variance }) {
+function aboutClips({ momentum: m, rho, as_written }, { excess, memory }, { variance }) {
   if (rho < 0.05) return "";
   const last = formatNumber(variance[STEPS - 1], 2);
   if (m === 0) return `A batch from a few clips is narrower than the data, and sits off to one side: its K is ` +
     `${formatNumber(excess, 2)} nats too high on average.`;
-  return as_written
-    ? `Batches from a few clips are narrower than the data. Averaging their variances keeps that: ${last} at the ` +
-      "last step, where the population has 1. So K is too high, however long the memory."
+  if (as_written) return "Batches from a few clips are narrower than the data. Averaging their variances keeps that: " +
+    `${last} at the last step, where the population has 1. This alone makes K too high, however long the memory.`;
+  return m < 0.5   // of rho it then sees less than two thirds, 2 m / (1 + m)
+    ? `A memory of ${formatNumber(memory, 1)} steps sees little of how the batches’ means differ: the variance is ` +
+      `${last} at the last step, and the population’s is 1.`
     : `The raw moments count how the batches’ means differ: the variance is ${last} at the last step, and the ` +
       "population’s is 1.";
 }
@@ -280,11 +286,12 @@ function aboutLag({ momentum: m, as_written }, { lag, trail }) {
   return `What is averaged is ${steps} steps old in the long run: it trails the population by up to ${far}${counted}.`;
 }
 
-function aboutNoise({ as_written }, { independent, bias }) {
-  const count = formatNumber(independent, independent < 100 ? 1 : 0);
-  if (independent < 100) return `K is no more certain than from ${count} independent codes: noisy.`;
-  const raised = as_written && bias >= 0.002 ? `, which alone makes it ${formatNumber(bias, 3)} nats too high` : "";
-  return `K is as certain as from ${count} independent codes${raised}.`;
+function aboutNoise({ rho, as_written }, { independent, bias }) {
+  const count = countOf(independent);
+  if (independent < 100) return `K is as noisy as from only ${count} independent codes.`;
+  const biased = as_written && rho < 0.05 && bias >= 0.002;   // with rho, `bias` is not that of these codes
+  const raised = biased ? `, which alone makes it ${formatNumber(bias, 3)} nats too high` : "";
+  return `K is as noisy as from ${count} independent codes${raised}.`;
 }
 
 function versionPicker(model, change) {
