@@ -33,3 +33,25 @@ def assert_controls_fit(page, width: int) -> None:
     boxes = [control.bounding_box() for control in controls]
     assert min(min(box["width"], box["height"]) for box in boxes) >= 24
     assert max(box["x"] + box["width"] for box in boxes) <= width
+
+
+def assert_sliders_follow_the_keyboard(page, setting: dict, sliders: dict, steps: dict, ranges: dict, shows) -> None:
+    """Press an arrow, Home and End on every slider, and check what the page shows after each.
+
+    Args:
+        setting: trait -> value at first, with one for every slider. sliders: trait -> accessible name.
+        steps: trait -> what an arrow adds. ranges: trait -> (least, largest).
+        shows: `shows(page, **setting)` asserts that the page shows a setting.
+    """
+    setting = dict(setting)
+    for trait, name in sliders.items():
+        slider = page.get_by_role("slider", name=name, exact=True)
+        slider.press("ArrowRight")
+        setting[trait] += steps[trait]
+        shows(page, **setting)
+        for key, end in (("Home", ranges[trait][0]), ("End", ranges[trait][1])):
+            slider.press(key)
+            shows(page, **{**setting, trait: end})
+            assert slider.evaluate("(input) => input === document.activeElement")
+        slider.fill(str(setting[trait]))
+    shows(page, **setting)

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from looks import TIME_FRAMES, assert_controls_fit, median_redraw
+from looks import TIME_FRAMES, assert_controls_fit, assert_sliders_follow_the_keyboard, median_redraw
 from pages import settle
 
 from vaelab.widgets import MomentExplorer
@@ -96,18 +96,10 @@ def test_every_slider_works_by_keyboard(shown, version):
     page, setting = opened.page, {"version": version, "variance": 0.5}
     assert_shows(page, **setting)
     assert page.get_by_role("slider").count() == 3
-    for trait in MOVED[version]:
-        slider, step = page.get_by_role("slider", name=SLIDERS[trait], exact=True), {"theta": 0.1, "latents": 1}
-        before = getattr(MomentExplorer(**setting), trait)
-        slider.press("ArrowRight")
-        setting[trait] = before + step.get(trait, 0.01)
-        assert_shows(page, **setting)
-        for key, end in (("Home", RANGES[trait][0]), ("End", RANGES[trait][1])):
-            slider.press(key)
-            assert_shows(page, **{**setting, trait: end})
-            assert slider.evaluate("(input) => input === document.activeElement")
-        slider.fill(str(setting[trait]))
-    assert_shows(page, **setting)
+    sliders = {trait: SLIDERS[trait] for trait in MOVED[version]}
+    steps = dict.fromkeys(sliders, 0.01) | {"theta": 0.1, "latents": 1}
+    first = {trait: getattr(MomentExplorer(**setting), trait) for trait in sliders} | setting
+    assert_sliders_follow_the_keyboard(page, first, sliders, steps, RANGES, assert_shows)
     assert (opened.errors, opened.elsewhere) == ([], [])
 
 

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from looks import TIME_FRAMES, assert_controls_fit, median_redraw
+from looks import TIME_FRAMES, assert_controls_fit, assert_sliders_follow_the_keyboard, median_redraw
 from pages import settle
 
 from vaelab.widgets import MomentumExplorer
@@ -115,17 +115,7 @@ def test_every_slider_works_by_keyboard(shown, as_written):
     page = opened.page
     assert_shows(page, **setting)
     assert page.get_by_role("slider").count() == 4
-    for trait, name in SLIDERS.items():
-        slider, before = page.get_by_role("slider", name=name, exact=True), setting[trait]
-        slider.press("ArrowRight")
-        setting[trait] = before + STEP[trait]
-        assert_shows(page, **setting)
-        for key, end in (("Home", RANGES[trait][0]), ("End", RANGES[trait][1])):
-            slider.press(key)
-            assert_shows(page, **{**setting, trait: end})
-            assert slider.evaluate("(input) => input === document.activeElement")
-        slider.fill(str(setting[trait]))
-    assert_shows(page, **setting)
+    assert_sliders_follow_the_keyboard(page, setting, SLIDERS, STEP, RANGES, assert_shows)
     assert (opened.errors, opened.elsewhere) == ([], [])
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from vaelab.divergences import BatchKL, gaussian_kl
+from vaelab.divergences import BatchKL, gaussian_kl, moment_kl
 from vaelab.posteriors import reparametrise, standard_normal
 from vaelab.training import BetaController, Step
 
@@ -412,8 +412,7 @@ def losses(model: VAEGAN, x: Tensor, beta: Tensor | float, recipe: Recipe) -> Lo
 def _terms(k, beta, code: tuple[Tensor, Tensor, Tensor], f: Tensor, pixels: Tensor, against: list[Tensor]) -> Terms:
     """Return what one step logs; without a third discriminator loss, that on prior fakes is 0."""
     mu, logvar, z = code
-    variance = z.var(0).clamp(min=1e-12)  # (n,)
-    moments = 0.5 * (z.mean(0).pow(2) + variance - 1 - variance.log()).mean()
+    moments = moment_kl(z.mean(0), z.var(0)).mean()
     noisy = (gaussian_kl(mu, logvar).mean(), (0.5 * logvar).exp().mean())
     real, drawn, *fake = against
     return Terms(
